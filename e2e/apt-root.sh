@@ -1,0 +1,33 @@
+#!/usr/bin/env bash
+# apt-root.sh DIR update|madison|names|download ARG...   an apt of its own that downloads and never installs,
+# with the Debian suites that hold the guests' kernels and rust-src. Bases come from the machine's own sources.
+set -euo pipefail
+dir=$1 verb=$2; shift 2
+key=/usr/share/keyrings/debian-archive-keyring.gpg
+apt=(-o "Dir=$dir" -o "Dir::State::status=$dir/status" -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3 -qq)
+
+update() {
+  [ -e "$dir/ready" ] && return
+  mkdir -p "$dir"/etc/apt/{apt.conf.d,preferences.d,sources.list.d} "$dir"/var/lib/apt/lists/partial "$dir"/var/cache/apt/archives/partial
+  : > "$dir/status"
+  local uris main security
+  uris=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null |
+    grep -v '^ *#' | grep -oE 'https?://[^ ]+/debian(-security)?/?( |$)' | sed 's,/* *$,,' | sort -u || true)
+  main=$(grep -m1 '/debian$' <<<"$uris" || true); security=$(grep -m1 '/debian-security$' <<<"$uris" || true)
+  [ -n "$main" ] && [ -n "$security" ] || { echo "setup: this machine's apt sources name no Debian archive; guests and rust-src come from there" >&2; exit 1; }
+  cat > "$dir/etc/apt/sources.list" <<S
+deb [signed-by=$key] $main bookworm main
+deb [signed-by=$key] $security bookworm-security main
+deb [signed-by=$key] $security bullseye-security main
+deb [signed-by=$key] $main trixie-backports main
+S
+  apt-get "${apt[@]}" update && touch "$dir/ready"
+}
+
+case $verb in
+  update) update ;;
+  madison) apt-cache "${apt[@]}" madison "$@" ;;
+  names) apt-cache "${apt[@]}" pkgnames "$@" ;;
+  download) apt-get "${apt[@]}" download "$@" ;;
+  *) sed -n 2,3p "$0" >&2; exit 64 ;;
+esac

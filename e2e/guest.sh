@@ -1,0 +1,79 @@
+#!/usr/bin/env bash
+# guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7)
+# guest.sh KERNEL BINARY [ARG...]  boots it in QEMU and runs the static BINARY there, as root, under busybox
+#   GUEST_TIMEOUT=300  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
+# Relays the guest's output; exits with BINARY's status, 124 after a hang, 125 if the guest died before it ended.
+# It is made to be a cargo runner: cargo test --config "target.'cfg(unix)'.runner=['e2e/guest.sh','6.12']"
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${PATHWATCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pathwatch}
+
+# ABI numbers move with every security update and old ones vanish, so the newest match in the archive is taken.
+declare -A packages=(
+  [5.10]='^linux-image-5\.10\.0-[0-9]+-cloud-amd64$'
+  [6.1]='^linux-image-6\.1\.0-[0-9]+-cloud-amd64$'
+  [6.12]='^linux-image-6\.12\.[0-9]+\+deb12-cloud-amd64$'
+  [7]='^linux-binary-7\.[0-9.]+\+deb13-cloud-amd64$'
+)
+
+fetch() {
+  local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work
+  [ -n "$pattern" ] || { echo "guest: no kernel '$kernel'; known: ${!packages[*]}" >&2; exit 64; }
+  [ -e "$dir/vmlinuz" ] && return
+  "$here/apt-root.sh" "$cache/apt" update
+  package=$("$here/apt-root.sh" "$cache/apt" names linux- | grep -E "$pattern" | sort -V | tail -n 1)
+  [ -n "$package" ] || { echo "guest: the archive has no package like $pattern" >&2; exit 1; }
+  echo "setup: fetching the guest kernel $package" >&2
+  work=$dir.new; rm -rf "$work"; mkdir -p "$work"
+  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "$package" && dpkg -x ./*.deb .)
+  mv "$(find "$work" -name 'vmlinuz*' -type f | head -n 1)" "$work.vmlinuz"
+  rm -rf "$work"; mkdir -p "$dir"; mv "$work.vmlinuz" "$dir/vmlinuz"
+}
+
+[ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+if [ "$1" = fetch ]; then fetch "$2"; exit; fi
+kernel=$1 binary=$2; shift 2
+fetch "$kernel"
+
+work=$(mktemp -d "${TMPDIR:-/tmp}/pathwatch-guest.XXXXXX"); trap 'rm -rf "$work"' EXIT
+root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
+cp /bin/busybox "$root/bin/busybox"
+cp "$binary" "$root/bin/workload"
+cat > "$root/init" <<S
+#!/bin/busybox sh
+/bin/busybox --install -s /bin
+export PATH=/bin HOME=/ RUST_BACKTRACE=1
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mount -t cgroup2 cgroup /sys/fs/cgroup
+mount -t bpf bpf /sys/fs/bpf
+mount -t tmpfs tmp /tmp
+ip link set lo up
+echo "GUEST-UP \$(uname -r)"
+/bin/workload$(printf ' %q' "$@")
+echo "GUEST-EXIT \$?"
+poweroff -f
+S
+chmod +x "$root/init"
+(cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initrd"
+
+run() {
+  timeout --foreground "${GUEST_TIMEOUT:-300}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" -smp 2 \
+    -nographic -no-reboot -nic none -kernel "$cache/kernels/$kernel/vmlinuz" -initrd "$work/initrd" \
+    -append "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init ${GUEST_CMDLINE:-}" </dev/null 2>&1
+  echo "QEMU-EXIT $?"
+}
+up= status=125 before=()
+while IFS= read -r line; do
+  line=${line//$'\r'/}
+  case $line in
+    *GUEST-UP*) up=1; echo "guest $kernel: uname -r: ${line##*GUEST-UP }" ;;
+    *GUEST-EXIT*) status=${line##*GUEST-EXIT } ;;
+    "QEMU-EXIT 124") [ "$status" != 125 ] || { status=124; echo "guest $kernel: no end after ${GUEST_TIMEOUT:-300} s, killed" >&2; } ;;
+    "QEMU-EXIT "*) ;;
+    *) if [ -n "$up" ]; then printf '%s\n' "$line"; else before+=("$line"); fi ;;
+  esac
+done < <(run)
+[ -n "$up" ] || { printf '%s\n' "${before[@]}" >&2; echo "guest $kernel: did not boot" >&2; }
+exit "$status"

@@ -1,0 +1,99 @@
+#!/usr/bin/env bash
+# setup.sh STEP...   makes a Debian machine ready; every step is idempotent and a no-op when done.
+#   build   what compiles the sensor: Debian packages, core's source for the BPF target, bpf-linker
+#   lint    cargo-deny
+#   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
+#   kafka   a JDK, Maven, Apache Kafka's jars, kcat
+# Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+cache=${PATHWATCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pathwatch}
+bpf_linker=0.13.0 llvm=22 cargo_deny=0.20.2 kafka=4.3.1
+mkdir -p "$cache/bin"
+export PATH=$cache/bin:$PATH
+exec >&2
+
+say() { printf 'setup: %s\n' "$*"; }
+# fail THING COMMAND: what is missing and what to type.
+fail() { say "$1"; say "  type: $2"; exit 1; }
+
+# packages COMMAND=PACKAGE|/FILE=PACKAGE...: installs the packages whose command or file is missing.
+packages() {
+  local want=() item probe
+  for item in "$@"; do
+    probe=${item%%=*}
+    case $probe in /*) [ -e "$probe" ] || want+=("${item#*=}") ;; *) command -v "$probe" >/dev/null || want+=("${item#*=}") ;; esac
+  done
+  [ ${#want[@]} -eq 0 ] && return
+  local sudo=; [ "$(id -u)" = 0 ] || sudo=sudo
+  command -v apt-get >/dev/null && command -v ${sudo:-true} >/dev/null ||
+    fail "missing: ${want[*]}, and this machine has no apt-get${sudo:+ or no sudo} to install them" "your package manager's install of: ${want[*]}"
+  say "installing Debian packages: ${want[*]} (about a minute)"
+  local apt=($sudo env DEBIAN_FRONTEND=noninteractive apt-get -o DPkg::Lock::Timeout=600 -qq)
+  "${apt[@]}" update
+  "${apt[@]}" install -y --no-install-recommends "${want[@]}" >"$cache/apt.log" 2>&1 ||
+    { tail -5 "$cache/apt.log"; fail "apt-get could not install ${want[*]} (log: $cache/apt.log)" "${sudo:+sudo }apt-get install ${want[*]}"; }
+}
+
+# cargo_tool NAME VERSION [cargo install's arguments]: a pinned tool in $cache/bin.
+cargo_tool() {
+  local name=$1 version=$2; shift 2
+  [ -e "$cache/bin/.$name-$version" ] && return
+  say "building $name $version (2 to 6 minutes)"
+  (cd / && cargo install --quiet --locked "$name" --version "=$version" --root "$cache" --force "$@")
+  rm -f "$cache/bin/.$name-"*
+  touch "$cache/bin/.$name-$version"
+}
+
+# The BPF target has no prebuilt core: cargo builds it from the source of this very compiler.
+rust_src() {
+  local sysroot version library deb work
+  sysroot=$(cd "$here" && rustc --print sysroot) || fail "rustc does not run" "rustup toolchain install 1.95.0"
+  library=$sysroot/lib/rustlib/src/rust/library
+  [ -e "$library/Cargo.lock" ] && return
+  version=$(cd "$here" && rustc -V | cut -d' ' -f2)
+  say "fetching core's source for rustc $version"
+  # Debian carries the same source, for machines on which rustup cannot download.
+  work=$cache/rust-src; rm -rf "$work"; mkdir -p "$work"
+  if "$here/apt-root.sh" "$cache/apt" update 2>/dev/null &&
+     deb=$("$here/apt-root.sh" "$cache/apt" madison rust-src | awk -v v="$version" '$3 ~ "^"v"\\+" {print $3; exit}') && [ -n "$deb" ]; then
+    (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "rust-src=$deb")
+    dpkg-deb --fsys-tarfile "$work"/rust-src_*.deb | tar -x -C "$work" "./usr/src/rustc-$version/library"
+    mkdir -p "${library%/library}"; rm -rf "$library"
+    mv "$work/usr/src/rustc-$version/library" "$library"; rm -rf "$work"
+  else
+    (cd "$here" && rustup component add rust-src) || fail "core's source for rustc $version is not to be had" "rustup component add rust-src"
+  fi
+}
+
+step_build() {
+  packages cc=build-essential pkg-config=pkg-config perl=perl \
+    /usr/include/openssl/ssl.h=libssl-dev /usr/lib/llvm-$llvm/bin/llvm-config=llvm-$llvm-dev \
+    /usr/lib/llvm-$llvm/lib/libPolly.a=libpolly-$llvm-dev /usr/include/zstd.h=libzstd-dev /usr/include/zlib.h=zlib1g-dev
+  rust_src
+  LLVM_PREFIX=/usr/lib/llvm-$llvm PATH=/usr/lib/llvm-$llvm/bin:$PATH \
+    cargo_tool bpf-linker $bpf_linker --no-default-features --features llvm-$llvm
+}
+
+step_lint() { cargo_tool cargo-deny $cargo_deny; }
+
+step_guests() {
+  packages qemu-system-x86_64=qemu-system-x86 /bin/busybox=busybox-static cpio=cpio modinfo=kmod xz=xz-utils
+  local kernel
+  for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
+}
+
+step_kafka() {
+  packages java=openjdk-17-jre-headless mvn=maven kcat=kcat
+  local libs=$cache/kafka-$kafka
+  [ -e "$libs/.complete" ] && return
+  say "fetching Apache Kafka $kafka (54 MB)"
+  mvn -q -B -f "$here/kafka/pom.xml" "-Dkafka.version=$kafka" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$libs"
+  touch "$libs/.complete"
+}
+
+[ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 64; }
+for step in "$@"; do
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint guests kafka"
+  "step_$step"
+done

@@ -1,0 +1,41 @@
+//! Every open with its outcome, on kernels that allow fexit.
+use aya_ebpf::{macros::fexit, programs::FExitContext};
+use sensor_ebpf::Hook;
+
+use super::open::{begin, put_file, put_requested};
+use crate::{
+    filter,
+    kernel::{FILENAME_NAME, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
+    path::put_path,
+    record::Source,
+};
+
+// match-proto: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
+// match-proto: struct file *do_file_open(int dfd, struct filename *pathname, const struct open_flags *op)
+#[fexit(function = "do_filp_open")]
+fn do_filp_open(ctx: FExitContext) -> i32 {
+    if filter::wanted() {
+        try_do_filp_open(&ctx);
+    }
+    0
+}
+
+#[inline(always)]
+fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
+    let dirfd: i32 = ctx.arg(0);
+    let filename: u64 = ctx.arg(1);
+    let open_flags: u64 = ctx.arg(2);
+    let file: u64 = ctx.arg(3);
+    let flags: u32 = read(open_flags, constant(&OPEN_FLAGS_OPEN_FLAG));
+    let result = if is_error(file) { file as i32 } else { 0 };
+    let mut record = begin(Hook::DoFilpOpen, flags, result)?;
+    let place = if result == 0 {
+        put_file(&mut record, file)
+    } else {
+        // The kernel's own copy of the name: the process cannot change it any more.
+        put_requested(record, Source::Kernel(read(filename, constant(&FILENAME_NAME))), dirfd)
+    };
+    put_path(record, place);
+    record.submit();
+    Some(())
+}

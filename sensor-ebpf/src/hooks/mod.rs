@@ -1,0 +1,4 @@
+//! One file a hook family: the attach point, and what it makes of its arguments.
+mod filp_open;
+mod open;
+mod sys_exit;

@@ -1,0 +1,82 @@
+//! What all hooks make of an open file, and of an open that failed.
+use sensor_ebpf::{Hook, Loss, STATUS_DELETED};
+
+use crate::{
+    kernel::{
+        DENTRY_D_HASH, DENTRY_D_PARENT, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_F_INODE, FILE_F_MODE, FILE_F_PATH, FILES_STRUCT_FDT,
+        FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB, SUPER_BLOCK_S_DEV,
+        TASK_FILES, TASK_FS, constant, read, read_path,
+    },
+    maps::count_loss,
+    record::{Builder, Source},
+    task,
+};
+
+/// `AT_FDCWD` of include/uapi/linux/fcntl.h.
+const AT_FDCWD: i32 = -100;
+
+/// Starts a record and says who caused it.
+#[inline(always)]
+pub(super) fn begin(hook: Hook, flags: u32, result: i32) -> Option<Builder> {
+    let Some(mut record) = Builder::new(hook) else {
+        count_loss(hook, Loss::Unreadable);
+        return None;
+    };
+    task::describe(&mut record.record().header, hook);
+    record.record().flags = flags;
+    record.record().result = result;
+    Some(record)
+}
+
+/// `(vfsmount, dentry)`: where the walk of a record's path begins.
+pub(super) type Place = (u64, u64);
+
+/// Adds what `file` is; returns where it stands.
+#[inline(always)]
+pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
+    let (vfsmount, dentry) = read_path(file, constant(&FILE_F_PATH));
+    let inode: u64 = read(file, constant(&FILE_F_INODE));
+    let superblock: u64 = read(inode, constant(&INODE_I_SB));
+    let fields = record.record();
+    fields.mode = read(file, constant(&FILE_F_MODE));
+    fields.inode = read(inode, constant(&INODE_I_INO));
+    fields.inode_mode = read::<u16>(inode, constant(&INODE_I_MODE)) as u32;
+    fields.links = read(inode, constant(&INODE_I_NLINK));
+    fields.device = read(superblock, constant(&SUPER_BLOCK_S_DEV));
+    let no_links = fields.links == 0;
+    // d_unlinked() of include/linux/dcache.h: `d_hash.pprev`, the second word, is NULL, and it is no root.
+    let pprev: u64 = read(dentry, constant(&DENTRY_D_HASH) + 8);
+    let parent: u64 = read(dentry, constant(&DENTRY_D_PARENT));
+    if no_links || pprev == 0 && parent != dentry {
+        record.flag(STATUS_DELETED);
+    }
+    (vfsmount, dentry)
+}
+
+/// Adds the name that was asked for; returns where it starts from: the task's root for an absolute name, else
+/// its working directory or the directory behind `dirfd`.
+#[inline(always)]
+pub(super) fn put_requested(record: Builder, source: Source, dirfd: i32) -> Place {
+    record.put_requested(source);
+    let fs: u64 = read(task::current(), constant(&TASK_FS));
+    if record.requested_first() == b'/' {
+        read_path(fs, constant(&FS_STRUCT_ROOT))
+    } else if dirfd == AT_FDCWD {
+        read_path(fs, constant(&FS_STRUCT_PWD))
+    } else {
+        read_path(file_of(dirfd as u32), constant(&FILE_F_PATH))
+    }
+}
+
+/// The `struct file *` behind a descriptor of the current task; zero when there is none.
+#[inline(always)]
+pub(super) fn file_of(descriptor: u32) -> u64 {
+    let files: u64 = read(task::current(), constant(&TASK_FILES));
+    let table: u64 = read(files, constant(&FILES_STRUCT_FDT));
+    let max: u32 = read(table, constant(&FDTABLE_MAX_FDS));
+    if descriptor >= max {
+        return 0;
+    }
+    let array: u64 = read(table, constant(&FDTABLE_FD));
+    read(array, descriptor as usize * 8)
+}

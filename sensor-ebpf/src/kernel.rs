@@ -1,0 +1,64 @@
+//! The running kernel's structures: where their members stand, and how they are read.
+//!
+//! Rust emits no CO-RE relocations, so the loader looks every offset up in the kernel's BTF and writes it into
+//! these read-only globals before the program is verified; the verifier then knows them as constants.
+use core::mem::MaybeUninit;
+
+use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+
+/// Declares globals that the loader fills (`sensor/src/capture/offsets.rs` has the same names).
+macro_rules! globals {
+    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+        $($(#[$doc])* #[unsafe(no_mangle)] pub(crate) static $name: u32 = 0;)*
+    };
+}
+
+globals! {
+    /// The sensor's own process, whose opens are not reported; zero reports all.
+    SELF_TGID,
+    /// Rounds of one pass of the path walk; two passes are made.
+    WALK_ROUNDS,
+    FILE_F_PATH, FILE_F_INODE, FILE_F_FLAGS, FILE_F_MODE,
+    PATH_MNT, PATH_DENTRY,
+    DENTRY_D_PARENT, DENTRY_D_NAME, DENTRY_D_HASH,
+    INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB, SUPER_BLOCK_S_DEV,
+    MOUNT_MNT, MOUNT_MNT_PARENT, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_NS, VFSMOUNT_MNT_ROOT,
+    TASK_FILES, TASK_FS, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_NSPROXY, NSPROXY_MNT_NS,
+    FILES_STRUCT_FDT, FDTABLE_FD, FDTABLE_MAX_FDS, FS_STRUCT_ROOT, FS_STRUCT_PWD,
+    FILENAME_NAME, OPEN_FLAGS_OPEN_FLAG,
+}
+
+/// The value that the loader gave to `global`.
+#[inline(always)]
+pub(crate) fn constant(global: &'static u32) -> usize {
+    // SAFETY: a reference is valid to read; volatile, because the loader rewrites what the compiler saw.
+    unsafe { core::ptr::read_volatile(global) as usize }
+}
+
+/// Reads a `T` at `address + offset` of kernel memory; zero bytes where it cannot be read.
+///
+/// `T` is an integer or an array of them, for which every bit pattern is a value.
+#[inline(always)]
+pub(crate) fn read<T: Copy>(address: u64, offset: usize) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    let from = address.wrapping_add(offset as u64) as *const _;
+    // SAFETY: the helper checks `from` itself, writes `size_of::<T>()` bytes and zeroes them on failure.
+    unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from) };
+    // SAFETY: the helper wrote every byte, and every bit pattern is a `T`.
+    unsafe { value.assume_init() }
+}
+
+/// True for a pointer that stands for an errno (`IS_ERR` of include/linux/err.h).
+#[inline(always)]
+pub(crate) fn is_error(pointer: u64) -> bool {
+    pointer > -4096i64 as u64
+}
+
+/// The `(mount, dentry)` of the `struct path` at `address + offset`, the mount as `struct vfsmount *`.
+#[inline(always)]
+pub(crate) fn read_path(address: u64, offset: usize) -> (u64, u64) {
+    (
+        read(address, offset + constant(&PATH_MNT)),
+        read(address, offset + constant(&PATH_DENTRY)),
+    )
+}

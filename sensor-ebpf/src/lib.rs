@@ -1,0 +1,130 @@
+//! The wire ABI: what the kernel side writes and the user side reads, nothing else.
+//!
+//! A record is one [`OpenRecord`], then `requested_len` bytes of the name the process passed, then `path_len`
+//! bytes of path. The path stands as components, leaf first: a little-endian `u16` length and that many bytes
+//! of name each. A length of zero marks a crossing from a mount to the mount it sits on.
+#![no_std]
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Longest name of one component that is carried whole, in bytes. Most file systems stop at 255 (`NAME_MAX`);
+/// FUSE goes to 1,024 (`FUSE_NAME_MAX` in fs/fuse/fuse_i.h). A longer one is cut and the path flagged too long.
+pub const NAME_LIMIT: usize = 1023;
+/// Longest requested name with its NUL, in bytes: `PATH_MAX` of include/uapi/linux/limits.h.
+pub const REQUESTED_LIMIT: usize = 4096;
+/// Room for the requested name and the path together, in bytes. A path of 4,096 bytes takes 6,144 at the most,
+/// when every component is one byte long; what goes beyond is flagged [`STATUS_TOO_LONG`].
+pub const BODY_LEN: usize = REQUESTED_LIMIT + 6144 + COMPONENT_LEN + NAME_LIMIT;
+/// Length field in front of each component, in bytes.
+pub const COMPONENT_LEN: usize = 2;
+
+/// The kernel function that reported an open. The number is the index of the hook's own sequence and losses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Hook {
+    /// fexit of `do_filp_open` (`do_file_open` from 7.3).
+    DoFilpOpen = 0,
+    /// BTF tracepoint `sys_exit`, where the kernel refuses fexit.
+    SysExit = 1,
+}
+
+/// Number of [`Hook`]s.
+pub const HOOKS: usize = 2;
+
+/// Why the kernel side had to give up a record. The number is an index into the loss counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Loss {
+    /// The ring had no room: user space did not keep up.
+    RingFull = 0,
+    /// A structure that the record is made of could not be read.
+    Unreadable = 1,
+}
+
+/// Number of [`Loss`] reasons.
+pub const LOSSES: usize = 2;
+
+/// The walk stopped before the root: too deep or too long. The tail of the path is there.
+pub const STATUS_TOO_LONG: u32 = 1 << 0;
+/// The walk ended at a dentry that has no parent and is not the root of its mount.
+pub const STATUS_DISCONNECTED: u32 = 1 << 1;
+/// The topmost mount belongs to no mount namespace: lazily unmounted, or never attached.
+pub const STATUS_DETACHED: u32 = 1 << 2;
+/// The topmost mount belongs to another mount namespace than the process.
+pub const STATUS_FOREIGN_MOUNT: u32 = 1 << 3;
+/// The file had no name left at the time of the open.
+pub const STATUS_DELETED: u32 = 1 << 4;
+/// Found through the returned descriptor, which another thread may have replaced meanwhile.
+pub const STATUS_FD_RACE_POSSIBLE: u32 = 1 << 5;
+/// The descriptor *was* replaced while the path was read.
+pub const STATUS_FD_REPLACED: u32 = 1 << 6;
+/// The requested name was longer than [`REQUESTED_LIMIT`] or not readable.
+pub const STATUS_REQUESTED_CUT: u32 = 1 << 7;
+/// The requested name was read from user memory after the call, which the process may have changed.
+pub const STATUS_REQUESTED_UNTRUSTED: u32 = 1 << 8;
+
+/// What every record begins with: which record of which program it is, and who caused it.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// Gapless per (cpu, hook), counted from 1; a gap is a refused record.
+    pub sequence: u64,
+    /// `CLOCK_BOOTTIME` at the report, in nanoseconds.
+    pub time_ns: u64,
+    /// `start_boottime` of the thread group's leader, in nanoseconds of the same clock.
+    pub start_ns: u64,
+    /// Id of the task's cgroup in the v2 hierarchy.
+    pub cgroup_id: u64,
+    /// A [`Hook`].
+    pub hook: u16,
+    /// Explicit padding, zero.
+    pub reserved: u16,
+    /// The CPU that ran the hook.
+    pub cpu: u32,
+    /// Process id in the initial pid namespace.
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub pid: u32,
+    /// Real user id in the initial user namespace.
+    pub uid: u32,
+    /// Real group id in the initial user namespace.
+    pub gid: u32,
+    /// The thread's name, padded with NUL. The process chooses it.
+    pub comm: [u8; 16],
+}
+
+/// One open, successful or not.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct OpenRecord {
+    /// Who and when.
+    pub header: RecordHeader,
+    /// Inode number; zero when the open failed.
+    pub inode: u64,
+    /// The superblock's device number as the kernel holds it (`dev_t`: 12 bits major, 20 bits minor).
+    pub device: u32,
+    /// `i_mode`: file type and permissions.
+    pub inode_mode: u32,
+    /// `i_nlink`.
+    pub links: u32,
+    /// Flags of open(2), with the kernel's own `__FMODE_EXEC` (0x20) for an exec.
+    pub flags: u32,
+    /// `f_mode` of the opened file; `FMODE_CREATED` (0x100000) says that this open created it.
+    pub mode: u32,
+    /// Zero, or the negative errno.
+    pub result: i32,
+    /// `STATUS_*` flags.
+    pub status: u32,
+    /// Bytes of the requested name that follow.
+    pub requested_len: u32,
+    /// Bytes of path components that follow the requested name. For a failed open they are the path of the
+    /// directory that the requested name starts from.
+    pub path_len: u32,
+    /// Explicit padding, zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<RecordHeader>() == 72 && align_of::<RecordHeader>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 120 && align_of::<OpenRecord>() == 8);
+// A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
+const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);

@@ -1,0 +1,143 @@
+//! A record under construction.
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user_str};
+use sensor_ebpf::{
+    BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_REQUESTED_CUT,
+};
+
+use crate::maps::{EVENTS, count_loss, next_sequence};
+
+/// One record and the place where the next byte of its body goes.
+///
+/// The position lives in the map's value, not in a register, so that the verifier forgets what it knew of it
+/// after every component; in a register it refuses the walk at 16 rounds.
+#[repr(C)]
+pub(crate) struct Scratch {
+    record: OpenRecord,
+    body: [u8; BODY_LEN],
+    position: u32,
+}
+
+/// Where a requested name is read from.
+pub(crate) enum Source {
+    Kernel(u64),
+    User(u64),
+}
+
+/// Borrow of this CPU's scratch of one program.
+#[derive(Clone, Copy)]
+pub(crate) struct Builder {
+    scratch: *mut Scratch,
+    hook: Hook,
+}
+
+impl Builder {
+    /// An empty record of `hook`, or None without a scratch (which the verifier must see handled).
+    #[inline(always)]
+    pub(crate) fn new(hook: Hook) -> Option<Self> {
+        let scratch = crate::maps::scratch(hook)?;
+        let new = Self { scratch, hook };
+        new.set_position(0);
+        // SAFETY: the scratch is this program's own on this CPU; all-zero bytes are a record.
+        unsafe { core::ptr::write_bytes(&raw mut (*scratch).record, 0, 1) };
+        Some(new)
+    }
+
+    /// The fixed part, to be filled in.
+    #[inline(always)]
+    pub(crate) fn record(&mut self) -> &mut OpenRecord {
+        // SAFETY: the scratch is this program's own on this CPU, and `&mut self` keeps the borrow alone.
+        unsafe { &mut (*self.scratch).record }
+    }
+
+    #[inline(always)]
+    fn position(self) -> usize {
+        // SAFETY: as for `record`; volatile, so that the compiler does not keep it in a register.
+        unsafe { (&raw const (*self.scratch).position).read_volatile() as usize }
+    }
+
+    #[inline(always)]
+    fn set_position(self, position: usize) {
+        // SAFETY: as for `position`.
+        unsafe { (&raw mut (*self.scratch).position).write_volatile(position as u32) };
+    }
+
+    /// Sets `STATUS_*` flags.
+    #[inline(always)]
+    pub(crate) fn flag(self, status: u32) {
+        // SAFETY: as for `position`; volatile keeps the field out of registers across the walk.
+        let field = unsafe { &raw mut (*self.scratch).record.status };
+        // SAFETY: `field` points into the scratch.
+        let old = unsafe { field.read_volatile() };
+        // SAFETY: as above.
+        unsafe { field.write_volatile(old | status) };
+    }
+
+    /// Copies the name that the process passed to the front of the body.
+    #[inline(always)]
+    pub(crate) fn put_requested(mut self, source: Source) {
+        // SAFETY: the body is in the scratch.
+        let to = unsafe { (&raw mut (*self.scratch).body).cast() };
+        // SAFETY: the body has room for REQUESTED_LIMIT bytes; the helpers check the source themselves.
+        let copied = unsafe {
+            match source {
+                Source::Kernel(from) => bpf_probe_read_kernel_str(to, REQUESTED_LIMIT as u32, from as *const _),
+                Source::User(from) => bpf_probe_read_user_str(to, REQUESTED_LIMIT as u32, from as *const _),
+            }
+        };
+        // The helper counts the NUL and returns the full size when it had to cut.
+        if copied <= 0 || copied >= REQUESTED_LIMIT as i64 {
+            self.flag(STATUS_REQUESTED_CUT);
+        }
+        if copied > 1 && copied <= REQUESTED_LIMIT as i64 {
+            self.record().requested_len = copied as u32 - 1;
+            self.set_position(copied as usize - 1);
+        }
+    }
+
+    /// First byte of the requested name; zero when there is none.
+    #[inline(always)]
+    pub(crate) fn requested_first(self) -> u8 {
+        // SAFETY: the body is in the scratch.
+        unsafe { (*self.scratch).body[0] }
+    }
+
+    /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
+    #[inline(always)]
+    pub(crate) fn put_component(self, name: u64, len: u32) -> bool {
+        let position = self.position();
+        if position > BODY_LEN - COMPONENT_LEN - NAME_LIMIT {
+            return false;
+        }
+        let len = len & NAME_LIMIT as u32;
+        // SAFETY: the check above leaves room for a length and the longest name.
+        let at = unsafe { (&raw mut (*self.scratch).body).cast::<u8>().add(position) };
+        let [low, high] = (len as u16).to_le_bytes();
+        // SAFETY: two bytes of that room, written singly because the position has no alignment.
+        unsafe { at.write_volatile(low) };
+        // SAFETY: as above.
+        unsafe { at.add(1).write_volatile(high) };
+        // SAFETY: the rest of that room holds NAME_LIMIT bytes, and `len` is at most that.
+        unsafe { bpf_probe_read_kernel(at.add(COMPONENT_LEN).cast(), len, name as *const _) };
+        self.set_position(position + COMPONENT_LEN + len as usize);
+        true
+    }
+
+    /// Numbers the record and hands it to the ring; a refusal is counted.
+    #[inline(always)]
+    pub(crate) fn submit(mut self) {
+        let body = self.position();
+        let requested = self.record().requested_len as usize;
+        self.record().path_len = body.wrapping_sub(requested) as u32;
+        // The mask tells the verifier a bound that survives the addition.
+        let len = size_of::<OpenRecord>() + (body & 0x3fff);
+        if len > size_of::<OpenRecord>() + BODY_LEN {
+            return count_loss(self.hook, Loss::Unreadable);
+        }
+        self.record().header.sequence = next_sequence(self.hook);
+        // SAFETY: `len` bytes from the start of the scratch are within it.
+        let bytes = unsafe { core::slice::from_raw_parts(self.scratch.cast::<u8>(), len) };
+        if EVENTS.output::<[u8]>(bytes, 0).is_err() {
+            count_loss(self.hook, Loss::RingFull);
+        }
+    }
+}

@@ -1,0 +1,38 @@
+//! Who is running.
+use aya_ebpf::helpers::{
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
+    bpf_ktime_get_boot_ns,
+    generated::{bpf_get_current_comm, bpf_get_current_task},
+};
+use sensor_ebpf::{Hook, RecordHeader};
+
+use crate::kernel::{TASK_GROUP_LEADER, TASK_START_BOOTTIME, constant, read};
+
+/// Address of the current `struct task_struct`.
+#[inline(always)]
+pub(crate) fn current() -> u64 {
+    // SAFETY: the helper has no preconditions.
+    unsafe { bpf_get_current_task() }
+}
+
+/// Fills all of the header but the sequence number.
+#[inline(always)]
+pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    let uid_gid = bpf_get_current_uid_gid();
+    header.tgid = (pid_tgid >> 32) as u32;
+    header.pid = pid_tgid as u32;
+    header.uid = uid_gid as u32;
+    header.gid = (uid_gid >> 32) as u32;
+    header.hook = hook as u16;
+    // SAFETY: the helpers have no preconditions.
+    unsafe {
+        header.time_ns = bpf_ktime_get_boot_ns();
+        header.cgroup_id = bpf_get_current_cgroup_id();
+        header.cpu = bpf_get_smp_processor_id();
+    }
+    let leader: u64 = read(current(), constant(&TASK_GROUP_LEADER));
+    header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
+    // SAFETY: the helper writes at most the size that it is given.
+    unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), size_of_val(&header.comm) as u32) };
+}

@@ -1,0 +1,184 @@
+//! The running kernel's type information: where the members of its structures stand.
+use std::path::Path;
+
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+use super::Error;
+
+/// Where a kernel built with CONFIG_DEBUG_INFO_BTF describes itself.
+pub(super) const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+
+/// `struct btf_header` of include/uapi/linux/btf.h.
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Header {
+    magic: u16,
+    version: u8,
+    flags: u8,
+    len: u32,
+    types_offset: u32,
+    types_len: u32,
+    strings_offset: u32,
+    strings_len: u32,
+}
+
+/// `struct btf_type`.
+#[derive(Clone, Copy, FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Type {
+    name: u32,
+    info: u32,
+    size_or_type: u32,
+}
+
+/// `struct btf_member`.
+#[derive(FromBytes, Immutable, KnownLayout)]
+#[repr(C)]
+struct Member {
+    name: u32,
+    kind: u32,
+    offset: u32,
+}
+
+const MAGIC: u16 = 0xeb9f;
+const STRUCT: u32 = 4;
+const UNION: u32 = 5;
+const FUNC: u32 = 12;
+
+impl Type {
+    fn kind(self) -> u32 {
+        self.info >> 24 & 0x1f
+    }
+
+    /// Bytes that follow the type, by kind (Documentation/bpf/btf.rst).
+    fn trailing(self) -> Option<usize> {
+        let count = (self.info & 0xffff) as usize;
+        Some(match self.kind() {
+            1 | 14 | 17 => 4,               // INT, VAR, DECL_TAG
+            3 => 12,                        // ARRAY
+            STRUCT | UNION | 15 | 19 => 12 * count, // DATASEC, ENUM64
+            6 | 13 => 8 * count,            // ENUM, FUNC_PROTO
+            2 | 7..=12 | 16 | 18 => 0,      // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
+            _ => return None,
+        })
+    }
+}
+
+/// Parsed type information.
+pub(super) struct Types {
+    raw: Vec<u8>,
+    strings: usize,
+    /// Each type and where its trailing bytes begin; id 0 is void.
+    types: Vec<(Type, usize)>,
+}
+
+impl Types {
+    /// Reads the type information of the running kernel.
+    pub(super) fn of_this_kernel() -> Result<Self, Error> {
+        match std::fs::read(Path::new(VMLINUX)) {
+            Ok(raw) => Self::parse(raw).ok_or(Error::BadBtf),
+            Err(why) if why.kind() == std::io::ErrorKind::NotFound => Err(Error::NoBtf),
+            Err(why) => Err(Error::Io(VMLINUX, why)),
+        }
+    }
+
+    fn parse(raw: Vec<u8>) -> Option<Self> {
+        let (header, _) = Header::read_from_prefix(&raw).ok()?;
+        if header.magic != MAGIC {
+            return None;
+        }
+        let strings = header.len as usize + header.strings_offset as usize;
+        let mut at = header.len as usize + header.types_offset as usize;
+        let end = at.checked_add(header.types_len as usize)?;
+        let mut types = vec![(Type { name: 0, info: 0, size_or_type: 0 }, 0)];
+        while at < end {
+            let (found, _) = Type::read_from_prefix(raw.get(at..end)?).ok()?;
+            at += size_of::<Type>();
+            types.push((found, at));
+            at += found.trailing()?;
+        }
+        Some(Self { raw, strings, types })
+    }
+
+    fn name(&self, offset: u32) -> &[u8] {
+        let rest = self.raw.get(self.strings + offset as usize..).unwrap_or_default();
+        rest.split(|byte| *byte == 0).next().unwrap_or_default()
+    }
+
+    /// True if the kernel has a function of that name.
+    pub(super) fn has_function(&self, name: &str) -> bool {
+        self.types.iter().any(|(t, _)| t.kind() == FUNC && self.name(t.name) == name.as_bytes())
+    }
+
+    /// Offset in bytes of the first of `members` that `structure` has, looking into unnamed members too.
+    pub(super) fn offset(&self, structure: &str, members: &[&str]) -> Option<u32> {
+        let is_it = |(t, _): &&(Type, usize)| t.kind() == STRUCT && self.name(t.name) == structure.as_bytes();
+        self.types.iter().filter(is_it).find_map(|(t, at)| self.member(*t, *at, members, 0))
+    }
+
+    fn member(&self, of: Type, at: usize, wanted: &[&str], depth: u32) -> Option<u32> {
+        // C nests unnamed members a few deep; a loop in a damaged BTF must end.
+        if depth > 8 {
+            return None;
+        }
+        let bytes = self.raw.get(at..at + of.trailing()?)?;
+        bytes.chunks_exact(size_of::<Member>()).find_map(|chunk| {
+            let member = Member::read_from_bytes(chunk).ok()?;
+            let bits = if of.info >> 31 == 1 { member.offset & 0xff_ffff } else { member.offset };
+            let name = self.name(member.name);
+            if wanted.iter().any(|w| w.as_bytes() == name) {
+                return Some(bits / 8);
+            }
+            let (inner, inner_at) = *self.types.get(member.kind as usize)?;
+            let unnamed = name.is_empty() && matches!(inner.kind(), STRUCT | UNION);
+            unnamed.then(|| self.member(inner, inner_at, wanted, depth + 1)).flatten().map(|o| o + bits / 8)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A little BTF: struct s { int a; union { int b; int c; }; } with offsets 0, 8, 8 bytes.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0s\0a\0b\0c\0do_it\0";
+        let word = |w: &[u32]| w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
+        let mut types = word(&[0, 1 << 24, 4, 32]); // 1: INT
+        types.extend(word(&[0, UNION << 24 | 2, 4, 5, 1, 0, 7, 1, 0])); // 2: union of b and c
+        types.extend(word(&[1, STRUCT << 24 | 2, 12, 3, 1, 0, 0, 2, 64])); // 3: struct s
+        types.extend(word(&[9, FUNC << 24, 0])); // 4: do_it
+        let mut raw = word(&[u32::from(MAGIC) | 1 << 16, 24, 0, types.len() as u32]);
+        raw.extend(word(&[types.len() as u32, strings.len() as u32]));
+        raw.extend(types);
+        raw.extend(strings);
+        raw
+    }
+
+    #[test]
+    fn members_are_found_by_any_of_their_names_and_through_unnamed_unions() {
+        let types = Types::parse(sample()).unwrap();
+        assert_eq!(types.offset("s", &["a"]), Some(0));
+        assert_eq!(types.offset("s", &["nope", "c"]), Some(8));
+        assert_eq!(types.offset("s", &["d"]), None);
+        assert_eq!(types.offset("t", &["a"]), None);
+        assert!(types.has_function("do_it") && !types.has_function("a"));
+    }
+
+    #[test]
+    fn no_damage_makes_it_panic() {
+        let whole = sample();
+        for len in 0..whole.len() {
+            if let Some(types) = Types::parse(whole[..len].to_vec()) {
+                types.offset("s", &["c"]);
+            }
+        }
+        for at in 0..whole.len() {
+            let mut bent = whole.clone();
+            bent[at] ^= 0xff;
+            if let Some(types) = Types::parse(bent) {
+                types.offset("s", &["c"]);
+            }
+        }
+    }
+}

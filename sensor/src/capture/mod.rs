@@ -1,0 +1,270 @@
+//! From the kernel to [`Event`]: loads the programs, reads the ring, counts what the kernel had to give up.
+//!
+//! Must not know policies, pods or sinks. Only this folder imports `aya`.
+mod btf;
+mod decode;
+mod load;
+mod offsets;
+pub mod replay;
+
+use std::{sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use aya::{
+    Ebpf,
+    maps::{MapData, PerCpuArray, RingBuf},
+};
+use bytesize::ByteSize;
+use jiff::{SignedDuration, Timestamp};
+use rustix::time::ClockId;
+use sensor_ebpf::{HOOKS, LOSSES};
+use serde::{Deserialize, Serialize};
+use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use self::decode::Decoder;
+use crate::{
+    event::{CaptureMode, Event},
+    metrics::Metrics,
+    notice::Notices,
+};
+
+/// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
+const QUEUE: usize = 8192;
+
+/// Reasons of `sensor_ebpf::Loss`, in its order, as notices and metrics name them.
+const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable"];
+
+/// How to look for opens.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// `auto` tries fexit and falls back to tracepoint; the others insist.
+    pub mode: Mode,
+    /// Size of the ring between kernel and sensor; a power of two of at least one page.
+    pub ring: ByteSize,
+    /// Leave out the sensor's own opens. Tests turn it off to watch themselves.
+    #[serde(skip)]
+    pub skip_self: bool,
+    /// Rounds of each of the two passes of the path walk: how many components and mounts a path may have, halved.
+    /// Tests take fewer, because the verifier's time grows with them.
+    #[serde(skip)]
+    pub walk_rounds: u32,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        // 8 MiB hold some 25,000 ordinary records: half a second of a busy node.
+        // Two passes of 1,024 reach the 2,047 components that 4,096 bytes can hold; the verifiers of 5.10 to 7.3
+        // accept it.
+        Self { mode: Mode::Auto, ring: ByteSize::mib(8), skip_self: true, walk_rounds: 1024 }
+    }
+}
+
+impl Config {
+    /// Refuses sizes that the kernel would refuse.
+    ///
+    /// # Errors
+    /// Names the setting and what it may be.
+    pub fn check(&self) -> Result<(), String> {
+        let bytes = self.ring.as_u64();
+        if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) {
+            return Ok(());
+        }
+        Err(format!("capture.ring is {}; it must be a power of two from 4KiB to 1GiB, such as 8MiB", self.ring))
+    }
+}
+
+/// Which of the kernel's offers to take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mode {
+    /// The best that loads.
+    Auto,
+    /// fexit or nothing.
+    Fexit,
+    /// The return of system calls.
+    Tracepoint,
+}
+
+/// Why capture cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Capabilities are missing.
+    #[error("not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo")]
+    NotPermitted,
+    /// The kernel does not describe itself.
+    #[error("this kernel has no type information at {}: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are", btf::VMLINUX)]
+    NoBtf,
+    /// The kernel's description of itself cannot be parsed.
+    #[error("the kernel's type information at {} cannot be read: please report this kernel's version", btf::VMLINUX)]
+    BadBtf,
+    /// A structure has lost a member.
+    #[error("this kernel's struct {0} has no member {1}: please report its version")]
+    MissingMember(&'static str, String),
+    /// None of the known functions exists.
+    #[error("this kernel has no function {0}: set capture.mode to tracepoint, and please report its version")]
+    MissingFunction(String),
+    /// The embedded object lacks a program: a broken build.
+    #[error("the embedded kernel object has no {0}: this binary is damaged")]
+    MissingProgram(&'static str),
+    /// The kernel refused.
+    #[error("the kernel refuses to load {0}: {1:#}")]
+    Load(&'static str, #[source] anyhow::Error),
+    /// A file of the kernel cannot be read.
+    #[error("cannot read {0}: {1}")]
+    Io(&'static str, #[source] std::io::Error),
+}
+
+/// Attached programs, and the reader of the ring that they fill.
+pub struct Capture {
+    programs: Ebpf,
+    reader: Reader,
+}
+
+struct Reader {
+    ring: AsyncFd<RingBuf<MapData>>,
+    losses: PerCpuArray<MapData, u64>,
+    sequences: PerCpuArray<MapData, u64>,
+    decoder: Decoder,
+    seen: Seen,
+    metrics: Arc<Metrics>,
+    notices: Notices,
+    events: mpsc::Sender<Event>,
+}
+
+/// What was already accounted for.
+#[derive(Default)]
+struct Seen {
+    lost: [u64; HOOKS * LOSSES],
+    numbered: [u64; HOOKS],
+}
+
+impl Capture {
+    /// Loads and attaches the programs. Opens are recorded from here on, and read once it runs.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn new(
+        config: &Config,
+        metrics: Arc<Metrics>,
+        notices: Notices,
+    ) -> Result<(Self, mpsc::Receiver<Event>), Error> {
+        let (mut programs, mode) = load::load(config)?;
+        let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
+        let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
+        let mut counters = |name| PerCpuArray::try_from(map(name)?).map_err(|why| Error::Load(name, why.into()));
+        let (losses, sequences) = (counters("LOSSES")?, counters("SEQUENCES")?);
+        // SAFETY: the ring owns its descriptor and returns the same one until it is dropped, with this AsyncFd.
+        #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor of somebody else's type")]
+        let ring = unsafe { AsyncFd::register(ring) }.map_err(|why| Error::Load("EVENTS", why.into()))?;
+        let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
+        let (events, receiver) = mpsc::channel(QUEUE);
+        let seen = Seen::default();
+        let reader = Reader { ring, losses, sequences, decoder, seen, metrics, notices, events };
+        Ok((Self { programs, reader }, receiver))
+    }
+
+    /// How it looks.
+    #[must_use]
+    pub fn mode(&self) -> CaptureMode {
+        self.reader.decoder.mode
+    }
+
+    /// Hands events on until `stop` is cancelled; then detaches, hands on what the ring still holds, and accounts
+    /// for what was lost. Dropping its sender at the end stops the stages behind it in turn.
+    ///
+    /// # Errors
+    /// When the ring cannot be waited for.
+    pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
+        let Self { programs, mut reader } = self;
+        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => break,
+                ready = reader.ring.readable_mut() => {
+                    ready.context("waiting for the ring buffer")?.clear_ready();
+                    if !reader.drain(&stop).await {
+                        break;
+                    }
+                }
+                _ = ticks.tick() => reader.count_losses(),
+            }
+        }
+        drop(programs);
+        // Nothing is added any more, so this drain ends with the ring and needs no second stop.
+        reader.drain(&CancellationToken::new()).await;
+        reader.count_losses();
+        Ok(())
+    }
+}
+
+impl Reader {
+    /// Hands on all that the ring holds; false if it was stopped in the middle or nobody listens any more.
+    async fn drain(&mut self, stop: &CancellationToken) -> bool {
+        self.decoder.boot_time = boot_time();
+        loop {
+            // Room first: an event taken from the ring can no longer be given back.
+            let room = tokio::select! {
+                room = self.events.reserve() => room,
+                () = stop.cancelled() => return false,
+            };
+            let (Ok(room), Some(item)) = (room, self.ring.get_mut().next()) else {
+                return !self.events.is_closed();
+            };
+            if let Some(event) = self.decoder.decode(&item) {
+                room.send(event);
+                self.metrics.captured.add(1);
+            } else {
+                self.metrics.undecodable.add(1);
+                self.notices.add("capture", "undecodable", 1, "a record of the kernel side could not be read");
+            }
+        }
+    }
+
+    /// Turns the kernel's counters into notices and metrics.
+    fn count_losses(&mut self) {
+        if let Err(why) = self.try_count_losses() {
+            self.notices.add("capture", "counters_unreadable", 1, why.to_string());
+        }
+    }
+
+    fn try_count_losses(&mut self) -> Result<(), aya::maps::MapError> {
+        for (slot, seen) in self.seen.lost.iter_mut().enumerate() {
+            let new = growth(&self.losses, slot, seen)?;
+            if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
+                self.metrics.opens_lost.add(new);
+                self.notices.add("capture", reason, new, format!("{new} opens were not reported by the kernel"));
+            }
+        }
+        for (slot, seen) in self.seen.numbered.iter_mut().enumerate() {
+            self.metrics.numbered.add(growth(&self.sequences, slot, seen)?);
+        }
+        Ok(())
+    }
+}
+
+/// How much the sum of a counter over all CPUs has grown since it was `seen`.
+fn growth(counters: &PerCpuArray<MapData, u64>, slot: usize, seen: &mut u64) -> Result<u64, aya::maps::MapError> {
+    let total = counters.get(&(slot as u32), 0)?.iter().sum::<u64>();
+    let new = total.saturating_sub(*seen);
+    *seen = total;
+    Ok(new)
+}
+
+/// The id of this boot, which the kernel draws at random.
+fn boot_id() -> Result<Uuid, Error> {
+    const FILE: &str = "/proc/sys/kernel/random/boot_id";
+    let text = std::fs::read_to_string(FILE).map_err(|why| Error::Io(FILE, why))?;
+    Ok(text.trim().parse().unwrap_or_default())
+}
+
+/// The wall clock's time at which `CLOCK_BOOTTIME` was zero.
+fn boot_time() -> Timestamp {
+    let now = rustix::time::clock_gettime(ClockId::Realtime);
+    let up = rustix::time::clock_gettime(ClockId::Boottime);
+    let elapsed = SignedDuration::new(now.tv_sec, now.tv_nsec as i32) - SignedDuration::new(up.tv_sec, up.tv_nsec as i32);
+    Timestamp::from_duration(elapsed).unwrap_or(Timestamp::UNIX_EPOCH)
+}

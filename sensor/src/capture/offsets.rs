@@ -1,0 +1,50 @@
+//! The globals of `sensor-ebpf/src/kernel.rs` and the structure members that fill them.
+use super::{Error, btf::Types};
+
+/// Global, structure, and the names its member has had.
+const MEMBERS: &[(&str, &str, &[&str])] = &[
+    // 6.18 and later hold f_path in an unnamed union with __f_path.
+    ("FILE_F_PATH", "file", &["f_path", "__f_path"]),
+    ("FILE_F_INODE", "file", &["f_inode"]),
+    ("FILE_F_FLAGS", "file", &["f_flags"]),
+    ("FILE_F_MODE", "file", &["f_mode"]),
+    ("PATH_MNT", "path", &["mnt"]),
+    ("PATH_DENTRY", "path", &["dentry"]),
+    ("DENTRY_D_PARENT", "dentry", &["d_parent"]),
+    ("DENTRY_D_NAME", "dentry", &["d_name", "__d_name"]),
+    ("DENTRY_D_HASH", "dentry", &["d_hash"]),
+    ("INODE_I_INO", "inode", &["i_ino"]),
+    ("INODE_I_MODE", "inode", &["i_mode"]),
+    ("INODE_I_NLINK", "inode", &["i_nlink", "__i_nlink"]),
+    ("INODE_I_SB", "inode", &["i_sb"]),
+    ("SUPER_BLOCK_S_DEV", "super_block", &["s_dev"]),
+    ("MOUNT_MNT", "mount", &["mnt"]),
+    ("MOUNT_MNT_PARENT", "mount", &["mnt_parent"]),
+    ("MOUNT_MNT_MOUNTPOINT", "mount", &["mnt_mountpoint"]),
+    ("MOUNT_MNT_NS", "mount", &["mnt_ns"]),
+    ("VFSMOUNT_MNT_ROOT", "vfsmount", &["mnt_root"]),
+    ("TASK_FILES", "task_struct", &["files"]),
+    ("TASK_FS", "task_struct", &["fs"]),
+    ("TASK_GROUP_LEADER", "task_struct", &["group_leader"]),
+    ("TASK_START_BOOTTIME", "task_struct", &["start_boottime"]),
+    ("TASK_NSPROXY", "task_struct", &["nsproxy"]),
+    ("NSPROXY_MNT_NS", "nsproxy", &["mnt_ns"]),
+    ("FILES_STRUCT_FDT", "files_struct", &["fdt"]),
+    ("FDTABLE_FD", "fdtable", &["fd"]),
+    ("FDTABLE_MAX_FDS", "fdtable", &["max_fds"]),
+    ("FS_STRUCT_ROOT", "fs_struct", &["root"]),
+    ("FS_STRUCT_PWD", "fs_struct", &["pwd"]),
+    ("FILENAME_NAME", "filename", &["name"]),
+    ("OPEN_FLAGS_OPEN_FLAG", "open_flags", &["open_flag"]),
+];
+
+/// The value of every global, for this kernel.
+pub(super) fn look_up(types: &Types) -> Result<Vec<(&'static str, u32)>, Error> {
+    MEMBERS
+        .iter()
+        .map(|(global, structure, members)| {
+            let offset = types.offset(structure, members);
+            Ok((*global, offset.ok_or_else(|| Error::MissingMember(structure, members.join(" or ")))?))
+        })
+        .collect()
+}

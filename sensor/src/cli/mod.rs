@@ -1,0 +1,145 @@
+//! The command line.
+mod replay;
+mod run;
+mod trace;
+
+use std::{
+    io::IsTerminal as _,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
+
+use clap::{Args, Parser, Subcommand};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    capture,
+    config::{self, Config, LogFormat},
+    policy,
+};
+
+/// Bad usage or configuration (`EX_USAGE` of sysexits.h).
+const USAGE: u8 = 64;
+/// Not permitted (`EX_NOPERM` of sysexits.h).
+const NOT_PERMITTED: u8 = 77;
+
+#[derive(Parser)]
+#[command(name = "pathwatch", version, about = "Watches file opens by policy, from the kernel to Kafka.", after_help = "\
+Exit status: 0 success, 1 failure, 64 bad usage or configuration, 77 not permitted.
+
+Examples:
+  sudo pathwatch run                          policies from ./policies, alerts here
+  sudo pathwatch trace '/etc/**'              every open below /etc as it happens
+  sudo pathwatch trace --record opens.jsonl   record opens, to try policies on them
+  pathwatch replay opens.jsonl                which alerts would they have raised?")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the sensor
+    Run(run::Arguments),
+    /// Show every open as it happens
+    Trace(trace::Arguments),
+    /// Run recorded opens through the policies and print the alerts
+    Replay(replay::Arguments),
+}
+
+/// Options that more than one command has.
+#[derive(Args)]
+struct Common {
+    /// Configuration file; without one, defaults and PATHWATCH__SECTION__FIELD variables
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+impl Common {
+    fn load(&self) -> Result<Config, config::Error> {
+        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        Config::load(self.config.as_deref(), variables)
+    }
+}
+
+/// Parses the arguments, does what they say, and tells how it went.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(usage) => {
+            let code = if usage.use_stderr() { USAGE } else { 0 };
+            // Standard error is gone: there is nobody left to tell.
+            usage.print().ok();
+            return code.into();
+        }
+    };
+    let outcome = match &cli.command {
+        Command::Run(arguments) => run::run(arguments),
+        Command::Trace(arguments) => trace::run(arguments),
+        Command::Replay(arguments) => replay::run(arguments),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(why) => {
+            complain(&why);
+            exit_code(&why).into()
+        }
+    }
+}
+
+#[expect(clippy::print_stderr, reason = "the one place where errors reach a person")]
+fn complain(why: &anyhow::Error) {
+    for line in format!("{why:#}").lines() {
+        eprintln!("pathwatch: {line}");
+    }
+}
+
+fn exit_code(why: &anyhow::Error) -> u8 {
+    if why.is::<config::Error>() || why.is::<policy::Errors>() {
+        USAGE
+    } else if matches!(why.downcast_ref(), Some(capture::Error::NotPermitted)) {
+        NOT_PERMITTED
+    } else {
+        1
+    }
+}
+
+/// Runs `future` until it ends; SIGINT and SIGTERM cancel `stop`.
+fn block_on<F: Future<Output = anyhow::Result<()>>>(future: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()> {
+    // Two threads carry all stages: a sensor leaves the node's processors to its pods.
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    runtime.block_on(async {
+        let stop = CancellationToken::new();
+        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+        let asked = stop.clone();
+        tokio::spawn(async move {
+            tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            asked.cancel();
+        });
+        future(stop).await
+    })
+}
+
+/// Logs go to standard error, so that standard output is alerts and nothing else.
+fn start_log(log: &config::Log) -> Result<(), config::Error> {
+    let filter = EnvFilter::try_new(&log.level).map_err(|_| config::Error::new(format!("log.level is '{}'; it must be error, warn, info, debug or trace", log.level)))?;
+    let terminal = std::io::stderr().is_terminal();
+    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color);
+    let started = match log.format {
+        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Auto if !terminal => builder.json().try_init(),
+        LogFormat::Auto | LogFormat::Text => builder.with_target(false).try_init(),
+    };
+    started.map_err(|why| config::Error::new(format!("cannot start the log: {why}")))
+}
+
+/// The policies at `directory`.
+fn load_policies(directory: &Path) -> Result<policy::PolicySet, policy::Errors> {
+    let set = policy::load(directory)?;
+    tracing::info!(policies = set.policies.len(), directory = %directory.display(), "policies are loaded");
+    Ok(set)
+}

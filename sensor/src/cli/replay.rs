@@ -1,0 +1,38 @@
+//! `pathwatch replay`
+use std::{fs::File, io::Read, path::PathBuf};
+
+use anyhow::Context as _;
+use clap::Args;
+
+use super::{Common, block_on, load_policies, start_log};
+
+#[derive(Args)]
+#[command(after_help = "\
+The same recording and policies give the same bytes on any machine. Needs no privileges.
+
+Examples:
+  sudo pathwatch trace --record opens.jsonl     record until ctrl-c
+  pathwatch replay opens.jsonl
+  pathwatch replay --policies my/policies - < opens.jsonl")]
+pub(super) struct Arguments {
+    /// JSON lines of `pathwatch trace --record`, or - for standard input
+    file: PathBuf,
+    #[command(flatten)]
+    common: Common,
+    /// Directory of policies; overrides policies.directory
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = arguments.common.load()?;
+    start_log(&config.log)?;
+    let policies = load_policies(arguments.policies.as_ref().unwrap_or(&config.policies.directory))?;
+    let name = arguments.file.display().to_string();
+    let input: Box<dyn Read + Send> = if name == "-" {
+        Box::new(std::io::stdin())
+    } else {
+        Box::new(File::open(&arguments.file).with_context(|| format!("cannot read the recording {name}"))?)
+    };
+    block_on(|_| crate::replay(input, &name, policies))
+}

@@ -1,0 +1,190 @@
+//! The configuration: one closed tree, from a file and from `PATHWATCH__SECTION__FIELD` variables.
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_yaml::{Mapping, Value};
+
+use crate::{capture, ship};
+
+/// Beginning of the variables that override a field.
+const PREFIX: &str = "PATHWATCH__";
+
+/// Everything that can be set; every field has a default.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// The machine.
+    pub node: Node,
+    /// The cluster that it belongs to.
+    pub cluster: Cluster,
+    /// Where policies come from.
+    pub policies: Policies,
+    /// How opens are seen.
+    pub capture: capture::Config,
+    /// Where alerts go.
+    pub ship: ship::Config,
+    /// What the sensor says of itself on standard error.
+    pub log: Log,
+}
+
+/// The machine.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Node {
+    /// Its name in alerts; by default the host's name.
+    pub name: Option<String>,
+}
+
+/// The cluster.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Cluster {
+    /// Its name in alerts.
+    pub name: Option<String>,
+}
+
+/// Where policies come from.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Policies {
+    /// A directory of YAML files, read with those below it.
+    pub directory: PathBuf,
+}
+
+impl Default for Policies {
+    fn default() -> Self {
+        Self { directory: "policies".into() }
+    }
+}
+
+/// What the sensor says of itself.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Log {
+    /// `error`, `warn`, `info`, `debug` or `trace`.
+    pub level: String,
+    /// `auto` is text on a terminal and JSON lines otherwise.
+    pub format: LogFormat,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self { level: "info".to_owned(), format: LogFormat::Auto }
+    }
+}
+
+/// Forms of log lines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// Text on a terminal, JSON lines otherwise.
+    Auto,
+    /// For a person.
+    Text,
+    /// For a program.
+    Json,
+}
+
+/// Why a configuration cannot be used: one line that names the place and the remedy.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct Error(String);
+
+impl Error {
+    pub(crate) fn new(line: String) -> Self {
+        Self(line)
+    }
+}
+
+impl Config {
+    /// Reads `file`, if there is one, and then the variables of `environment`.
+    ///
+    /// # Errors
+    /// Names the file, line and key, or the variable, that is wrong.
+    pub fn load(file: Option<&Path>, environment: impl Iterator<Item = (String, String)>) -> Result<Self, Error> {
+        let mut tree = Value::Mapping(Mapping::new());
+        if let Some(file) = file {
+            let place = file.display();
+            let text = std::fs::read_to_string(file)
+                .map_err(|why| Error(format!("cannot read the configuration {place}: {why}")))?;
+            // Once into the real types, for errors with line and column; an empty file is all defaults.
+            serde_yaml::from_str::<Option<Self>>(&text).map_err(|why| Error(format!("{place}: {why}")))?;
+            tree = serde_yaml::from_str(&text).map_err(|why| Error(format!("{place}: {why}")))?;
+            if tree.is_null() {
+                tree = Value::Mapping(Mapping::new());
+            }
+        }
+        let mut overrides: Vec<_> = environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
+        overrides.sort();
+        for (name, text) in overrides {
+            let value = serde_yaml::from_str(&text).map_err(|why| Error(format!("{name}: {why}")))?;
+            let keys = name.trim_start_matches(PREFIX).to_lowercase();
+            set(&mut tree, &keys.split("__").collect::<Vec<_>>(), value);
+            serde_yaml::from_value::<Self>(tree.clone()).map_err(|why| Error(format!("{name}: {why}")))?;
+        }
+        let config: Self = serde_yaml::from_value(tree).map_err(|why| Error(why.to_string()))?;
+        config.capture.check().and_then(|()| config.ship.check()).map_err(Error)?;
+        Ok(config)
+    }
+
+    /// The node's name.
+    #[must_use]
+    pub fn node_name(&self) -> String {
+        let host = || rustix::system::uname().nodename().to_string_lossy().into_owned();
+        self.node.name.clone().unwrap_or_else(host)
+    }
+}
+
+/// Sets the field at `keys`, making the sections on the way.
+fn set(tree: &mut Value, keys: &[&str], value: Value) {
+    let Some((key, rest)) = keys.split_first() else {
+        *tree = value;
+        return;
+    };
+    if !tree.is_mapping() {
+        *tree = Value::Mapping(Mapping::new());
+    }
+    if let Value::Mapping(section) = tree {
+        set(section.entry(Value::from(*key)).or_insert(Value::Null), rest, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytesize::ByteSize;
+
+    use super::*;
+
+    fn load(text: &str, environment: &[(&str, &str)]) -> Result<Config, String> {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        let place = file.path().display().to_string();
+        Config::load(Some(file.path()), environment).map_err(|why| why.to_string().replace(&place, "F"))
+    }
+
+    #[test]
+    fn a_field_comes_from_the_file_and_from_the_environment_over_it() {
+        let text = "node: {name: a}\ncapture: {ring: 1MiB}\nship: {sink: kafka, kafka: {brokers: ['k:1']}}\n";
+        let config = load(text, &[("PATHWATCH__NODE__NAME", "b"), ("PATHWATCH__SHIP__KAFKA__TOPIC", "t"), ("HOME", "/")]).unwrap();
+        assert_eq!(config.node_name(), "b");
+        assert_eq!((config.ship.kafka.topic.as_str(), config.ship.kafka.brokers), ("t", vec!["k:1".to_owned()]));
+        assert_eq!(config.capture.ring, ByteSize::mib(1));
+        assert_eq!(load("", &[]).unwrap().policies.directory, Path::new("policies"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        for (text, environment, message) in [
+            ("ship: {snik: file}", &[][..], "F: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `spool`, `file`, `kafka` at line 1 column 8"),
+            ("ship: [", &[], "F: ship: invalid type: sequence, expected struct Config at line 1 column 7"),
+            ("capture: {ring: 5000}", &[], "capture.ring is 4.9 KiB; it must be a power of two from 4KiB to 1GiB, such as 8MiB"),
+            ("ship: {sink: kafka}", &[], "ship.kafka.brokers is empty; name at least one as host:port"),
+            ("ship: {sink: file}", &[], "ship.file.path is missing; name the file that alerts go to"),
+            ("", &[("PATHWATCH__CAPTURE__MODE", "magic")], "PATHWATCH__CAPTURE__MODE: unknown variant `magic`, expected one of `auto`, `fexit`, `tracepoint`"),
+            ("", &[("PATHWATCH__NO__SUCH", "1")], "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `ship`, `log`"),
+        ] {
+            assert_eq!(load(text, environment).unwrap_err(), message, "{text}");
+        }
+    }
+}

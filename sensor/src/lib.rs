@@ -1,0 +1,158 @@
+//! Pathwatch: a sensor for file opens on Kubernetes nodes. This file is the wiring; ARCHITECTURE.md is the map.
+#![deny(unsafe_code)]
+pub mod capture;
+pub mod cli;
+pub mod config;
+pub mod enrich;
+pub mod event;
+pub mod matcher;
+pub mod metrics;
+pub mod notice;
+pub mod policy;
+pub mod ship;
+
+use std::{io::Read, sync::Arc, time::Duration};
+
+use capture::{Capture, replay::Replay};
+use config::Config;
+use enrich::Enrich;
+use event::Enriched;
+use metrics::Metrics;
+use notice::Notices;
+use policy::{Alert, PolicySet};
+use ship::{Encoder, Identity, Node, Stdout};
+use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+/// Alerts between the matcher and ship.
+const ALERTS: usize = 4096;
+/// How long after a stop the sink may still acknowledge; what it has not by then stays in the spool.
+const GRACE: Duration = Duration::from_secs(5);
+
+/// What a pipeline shares.
+#[derive(Clone, Default)]
+struct Common {
+    metrics: Arc<Metrics>,
+    notices: Notices,
+    give_up: CancellationToken,
+}
+
+/// The sensor: capture → enrich → matcher → ship, until `stop`.
+///
+/// # Errors
+/// When a stage cannot start, or ends before it was asked to.
+pub async fn run(config: Config, policies: PolicySet, stop: CancellationToken) -> anyhow::Result<()> {
+    let (mut tasks, common) = (JoinSet::new(), Common::default());
+    let Common { metrics, notices, give_up } = common.clone();
+    let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
+
+    let (capture, events) = Capture::new(&config.capture, metrics.clone(), notices.clone())?;
+    let (enrich, enriched) = Enrich::new(events, metrics.clone());
+    let alerts = start_matcher(enriched, policies, metrics.clone(), &mut tasks);
+    ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
+
+    tasks.spawn(capture.run(stop.clone()));
+    tasks.spawn_blocking(|| {
+        enrich.run();
+        Ok(())
+    });
+    finish(tasks, stop, common).await
+}
+
+/// Recorded events through the matcher to standard output, the same for the same input anywhere.
+///
+/// # Errors
+/// When the recording cannot be read to its end.
+pub async fn replay(input: impl Read + Send + 'static, name: &str, policies: PolicySet) -> anyhow::Result<()> {
+    let (mut tasks, common) = (JoinSet::new(), Common::default());
+    let node = Node { cluster: None, name: "replay".to_owned() };
+
+    let (replay, enriched) = Replay::new(input, name, common.metrics.clone());
+    let alerts = start_matcher(enriched, policies, common.metrics.clone(), &mut tasks);
+    let stdout = Stdout::replay(Encoder::new(Identity::replay(), node), common.metrics.clone());
+
+    tasks.spawn_blocking(move || replay.run());
+    tasks.spawn_blocking(move || stdout.run(alerts));
+    // Nothing stops a replay but the end of its input.
+    finish(tasks, CancellationToken::new(), common).await
+}
+
+/// Every open, enriched, to `show`, until `stop` or until `show` fails.
+///
+/// # Errors
+/// When capture cannot start, or what `show` returned.
+pub async fn trace(
+    config: Config,
+    mut show: impl FnMut(&Enriched, bool) -> anyhow::Result<()> + Send + 'static,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (mut tasks, common) = (JoinSet::new(), Common::default());
+    let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
+    let (enrich, mut enriched) = Enrich::new(events, common.metrics.clone());
+
+    tasks.spawn(capture.run(stop.clone()));
+    tasks.spawn_blocking(|| {
+        enrich.run();
+        Ok(())
+    });
+    tasks.spawn_blocking(move || {
+        while let Some(event) = enriched.blocking_recv() {
+            show(&event, enriched.is_empty())?;
+        }
+        Ok(())
+    });
+    finish(tasks, stop, common).await
+}
+
+/// The matcher as a stage.
+fn start_matcher(
+    mut events: mpsc::Receiver<Enriched>,
+    policies: PolicySet,
+    metrics: Arc<Metrics>,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> mpsc::Receiver<Alert> {
+    let (alerts, receiver) = mpsc::channel(ALERTS);
+    tasks.spawn(async move {
+        while let Some(event) = events.recv().await {
+            let fired = matcher::matches(&Arc::new(event), &policies);
+            if fired.is_empty() { metrics.unmatched.add(1) } else { metrics.matched.add(1) }
+            for alert in fired {
+                metrics.fired.add(1);
+                if alerts.send(alert).await.is_err() {
+                    metrics.alerts_lost.add(1);
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    });
+    receiver
+}
+
+/// Waits for all stages. They end in turn once the first has: each hands on what it has and drops its sender.
+async fn finish(mut tasks: JoinSet<anyhow::Result<()>>, stop: CancellationToken, common: Common) -> anyhow::Result<()> {
+    let log = tokio::spawn(common.notices.clone().log());
+    let mut outcome = Ok(());
+    loop {
+        tokio::select! {
+            ended = tasks.join_next() => {
+                let Some(ended) = ended else { break };
+                let ended = ended.unwrap_or_else(|why| Err(anyhow::Error::from(why).context("a stage died; please report this")));
+                outcome = outcome.and(ended);
+                // A stage that ends, for whatever reason, stops the others.
+                stop.cancel();
+            }
+            () = grace(&stop), if !common.give_up.is_cancelled() => common.give_up.cancel(),
+        }
+    }
+    log.abort();
+    common.notices.log_once();
+    common.metrics.log();
+    outcome
+}
+
+/// Ends [`GRACE`] after the stop.
+async fn grace(stop: &CancellationToken) {
+    stop.cancelled().await;
+    sleep(GRACE).await;
+}

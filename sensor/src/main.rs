@@ -1,0 +1,4 @@
+//! The `pathwatch` binary.
+fn main() -> std::process::ExitCode {
+    sensor::cli::main()
+}

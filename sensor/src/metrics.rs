@@ -1,0 +1,64 @@
+//! Counters of every stage, all from zero. Together they account for every event:
+//! `captured = unmatched + matched` and `fired = shipped + lost`, once the pipeline has drained.
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// A number that only grows.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds `n`.
+    pub fn add(&self, n: u64) {
+        self.0.fetch_add(n, Ordering::Relaxed);
+    }
+
+    /// The sum so far.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// One process has one of these.
+#[derive(Debug, Default)]
+pub struct Metrics {
+    /// Events that reached user space.
+    pub captured: Counter,
+    /// Records that the kernel side numbered: `numbered = captured + undecodable + opens_lost{ring_full}`.
+    pub numbered: Counter,
+    /// Opens that the kernel could not hand over, whatever the reason.
+    pub opens_lost: Counter,
+    /// Records that user space could not read; each is also counted in `captured`'s stead.
+    pub undecodable: Counter,
+    /// Events whose process or container is not fully known.
+    pub partial: Counter,
+    /// Events that no policy wanted.
+    pub unmatched: Counter,
+    /// Events that at least one policy wanted.
+    pub matched: Counter,
+    /// Alerts, one for each policy that wanted an event.
+    pub fired: Counter,
+    /// Alerts that the sink has acknowledged.
+    pub shipped: Counter,
+    /// Alerts given up, whatever the reason.
+    pub alerts_lost: Counter,
+}
+
+impl Metrics {
+    /// Logs all of them in one line.
+    pub fn log(&self) {
+        tracing::info!(
+            numbered = self.numbered.get(),
+            captured = self.captured.get(),
+            opens_lost = self.opens_lost.get(),
+            undecodable = self.undecodable.get(),
+            partial = self.partial.get(),
+            unmatched = self.unmatched.get(),
+            matched = self.matched.get(),
+            fired = self.fired.get(),
+            shipped = self.shipped.get(),
+            alerts_lost = self.alerts_lost.get(),
+            "totals"
+        );
+    }
+}

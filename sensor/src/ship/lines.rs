@@ -1,0 +1,191 @@
+//! Alerts as lines: on standard output, or in files that are rotated.
+use std::{
+    fs,
+    io::{self, BufWriter, IsTerminal as _, Write as _},
+    path::PathBuf,
+    sync::Arc,
+};
+
+use anyhow::Context as _;
+use bytesize::ByteSize;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use super::{ecs::Encoder, pretty, record::Record, sender::Settled};
+use crate::{metrics::Metrics, notice::Notices, policy::Alert};
+
+/// Standard output: nothing to wait for, so it needs no spool.
+pub struct Stdout {
+    encoder: Encoder,
+    metrics: Arc<Metrics>,
+    /// Makes `event.created` the event's own time, so that a replay says the same each time.
+    replay: bool,
+}
+
+impl Stdout {
+    /// For alerts as they happen.
+    #[must_use]
+    pub fn new(encoder: Encoder, metrics: Arc<Metrics>) -> Self {
+        Self { encoder, metrics, replay: false }
+    }
+
+    /// For recorded ones.
+    #[must_use]
+    pub fn replay(encoder: Encoder, metrics: Arc<Metrics>) -> Self {
+        Self { encoder, metrics, replay: true }
+    }
+
+    /// Prints alerts until they end: for a person on a terminal, JSON lines otherwise. Blocks.
+    ///
+    /// # Errors
+    /// When standard output is gone; that its reader has closed it is no error.
+    pub fn run(self, mut alerts: mpsc::Receiver<Alert>) -> anyhow::Result<()> {
+        let terminal = io::stdout().is_terminal();
+        let mut out = BufWriter::new(io::stdout().lock());
+        let mut sequence = 0;
+        while let Some(alert) = alerts.blocking_recv() {
+            sequence += 1;
+            let mut write = || {
+                if terminal {
+                    writeln!(out, "{}", pretty::alert(&alert))?;
+                } else {
+                    let created = if self.replay { alert.event.event.time } else { Timestamp::now() };
+                    serde_json::to_writer(&mut out, &self.encoder.document(&alert, sequence, created))?;
+                    out.write_all(b"\n")?;
+                }
+                if alerts.is_empty() { out.flush() } else { Ok(()) }
+            };
+            match write() {
+                Ok(()) => self.metrics.shipped.add(1),
+                Err(why) if why.kind() == io::ErrorKind::BrokenPipe => {
+                    self.metrics.alerts_lost.add(1);
+                    return Ok(());
+                }
+                Err(why) => return Err(why).context("cannot write to standard output"),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Settings of `sink: file`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct FileConfig {
+    /// The file that is written to; `.1` is the one before it, and so on.
+    pub path: PathBuf,
+    /// Size at which a new file is begun.
+    pub max_bytes: ByteSize,
+    /// Old files that are kept.
+    pub keep: u32,
+}
+
+impl Default for FileConfig {
+    fn default() -> Self {
+        Self { path: PathBuf::new(), max_bytes: ByteSize::mib(100), keep: 5 }
+    }
+}
+
+impl FileConfig {
+    pub(super) fn check(&self) -> Result<(), String> {
+        if self.path.as_os_str().is_empty() {
+            return Err("ship.file.path is missing; name the file that alerts go to".to_owned());
+        }
+        Ok(())
+    }
+}
+
+/// JSON lines in a file; a record is settled once it is on the disk.
+pub(super) struct File {
+    config: FileConfig,
+    out: BufWriter<fs::File>,
+    size: u64,
+    written: Vec<u64>,
+    /// What went wrong since the last flush; until reopened nothing is written.
+    broken: Option<String>,
+}
+
+impl File {
+    pub(super) fn open(config: &FileConfig) -> anyhow::Result<Self> {
+        let (out, size) = append_to(config).with_context(|| {
+            format!("cannot write to {}; set ship.file.path to a file it may write", config.path.display())
+        })?;
+        Ok(Self { config: config.clone(), out, size, written: Vec::new(), broken: None })
+    }
+
+    /// Takes a record; it is settled by [`Self::flush`].
+    pub(super) fn send(&mut self, sequence: u64, record: &Record) -> bool {
+        self.written.push(sequence);
+        if self.broken.is_none()
+            && let Err(why) = self.write(record.data.get().as_bytes())
+        {
+            self.broken = Some(why.to_string());
+        }
+        true
+    }
+
+    fn write(&mut self, line: &[u8]) -> io::Result<()> {
+        if self.size >= self.config.max_bytes.as_u64() {
+            self.rotate()?;
+        }
+        self.out.write_all(line)?;
+        self.out.write_all(b"\n")?;
+        self.size += line.len() as u64 + 1;
+        Ok(())
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        self.out.flush()?;
+        self.out.get_ref().sync_data()?;
+        let name = |n: u32| {
+            let mut name = self.config.path.clone().into_os_string();
+            name.push(format!(".{n}"));
+            PathBuf::from(name)
+        };
+        for n in (1..self.config.keep).rev() {
+            match fs::rename(name(n), name(n + 1)) {
+                Err(why) if why.kind() != io::ErrorKind::NotFound => return Err(why),
+                _ => {}
+            }
+        }
+        if self.config.keep == 0 {
+            fs::remove_file(&self.config.path)?;
+        } else {
+            fs::rename(&self.config.path, name(1))?;
+        }
+        (self.out, self.size) = append_to(&self.config)?;
+        Ok(())
+    }
+
+    /// Brings everything to the disk and says what is there.
+    pub(super) fn flush(&mut self) -> Vec<Settled> {
+        let written = std::mem::take(&mut self.written);
+        if self.broken.is_none() && !written.is_empty() {
+            let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
+            self.broken = synced.err().map(|why| why.to_string());
+        }
+        let settled = if self.broken.is_some() { Settled::Failed } else { Settled::Delivered };
+        written.into_iter().map(settled).collect()
+    }
+
+    /// Begins anew after a failure.
+    pub(super) fn reopen(&mut self, notices: &Notices) {
+        let Some(why) = self.broken.take() else { return };
+        notices.add("ship", "file_degraded", 1, format!("cannot write {}: {why}; alerts wait in the spool", self.config.path.display()));
+        match append_to(&self.config) {
+            Ok((out, size)) => {
+                // What the old buffer still held will be sent again; dropping it must not write it twice.
+                drop(std::mem::replace(&mut self.out, out).into_parts());
+                self.size = size;
+            }
+            Err(why) => self.broken = Some(why.to_string()),
+        }
+    }
+}
+
+fn append_to(config: &FileConfig) -> io::Result<(BufWriter<fs::File>, u64)> {
+    let file = fs::File::options().append(true).create(true).open(&config.path)?;
+    let size = file.metadata()?.len();
+    Ok((BufWriter::new(file), size))
+}

@@ -1,0 +1,119 @@
+//! Alerts and opens for a person at a terminal.
+use jiff::{Timestamp, tz::TimeZone};
+
+use crate::{
+    event::{Enriched, Event, Name, flags},
+    policy::{Alert, Severity},
+};
+
+/// SGR codes, left out where `NO_COLOR` is set (no-color.org).
+#[must_use]
+pub fn paint(code: &str, text: &str) -> String {
+    if std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty()) {
+        return text.to_owned();
+    }
+    format!("\x1b[{code}m{text}\x1b[0m")
+}
+
+/// Two lines: what happened, and who did it.
+pub(super) fn alert(alert: &Alert) -> String {
+    let event = &alert.event.event;
+    let severity = alert.policy.policy.spec.severity;
+    let code = match severity {
+        Severity::Critical => "1;97;41",
+        Severity::High => "1;31",
+        Severity::Medium => "33",
+        Severity::Low => "36",
+        Severity::Informational => "2",
+    };
+    let done: Vec<String> = event.operations().iter().map(|o| format!("{o:?}").to_lowercase()).collect();
+    let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
+    let denied = if event.file.is_some() { "" } else { " denied" };
+    format!(
+        "{}  {}  {}  {}{denied} {}\n{:14}by {}",
+        paint("2", &clock(event.time)),
+        paint(code, &format!("{severity:<13}")),
+        paint("1", &format!("{:<24}", alert.policy.name())),
+        done.join(","),
+        paint("1", &path),
+        "",
+        actor(&alert.event),
+    )
+}
+
+/// `cat[4711] /usr/bin/cat  uid 0  container …  parent bash[12] /usr/bin/bash`.
+fn actor(enriched: &Enriched) -> String {
+    let event = &enriched.event;
+    let mut text = format!("{}[{}]", event.comm, event.pid);
+    if let Some(executable) = &enriched.process.executable {
+        text += &format!(" {executable}");
+    }
+    text += &format!("  uid {}", event.uid);
+    if let Some(container) = &enriched.container {
+        text += &format!("  container {:.12}", container.id);
+    }
+    if let Some(parent) = &enriched.parent {
+        text += &format!("  parent {}", parent.pid);
+        if let Some(executable) = &parent.executable {
+            text += &format!(" {executable}");
+        }
+    }
+    text
+}
+
+/// One open on one line, in columns; `trace` prints it.
+#[must_use]
+pub fn open_line(enriched: &Enriched) -> String {
+    let event = &enriched.event;
+    let place = match (&enriched.container, &enriched.cgroup_path) {
+        (Some(container), _) => format!("{:.12}", container.id),
+        (None, Some(path)) => path.to_string(),
+        (None, None) => event.cgroup_id.to_string(),
+    };
+    let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
+    let result = if event.result == 0 { "ok".to_owned() } else { errno_name(event.result) };
+    let result = format!("{result:<8}");
+    let result = if event.result == 0 { paint("32", &result) } else { paint("31", &result) };
+    let status: Vec<String> = event.status.iter().map(|s| format!("{s:?}")).collect();
+    let status = if status.is_empty() { String::new() } else { paint("2", &format!("  [{}]", status.join(","))) };
+    format!(
+        "{}  {:>7}  {:<15}  {place:<24}  {:<14}  {result}  {path}{status}",
+        paint("2", &clock(event.time)),
+        event.pid,
+        event.comm.to_string(),
+        flag_names(event),
+    )
+}
+
+/// Time of day here, to the millisecond.
+fn clock(time: Timestamp) -> String {
+    time.to_zoned(TimeZone::system()).strftime("%H:%M:%S.%3f").to_string()
+}
+
+/// Access mode and the flags that matter to a reader.
+fn flag_names(event: &Event) -> String {
+    let access = match event.flags & flags::O_ACCMODE {
+        0 => "rd",
+        flags::O_WRONLY => "wr",
+        _ => "rdwr",
+    };
+    let more = [(flags::O_PATH, "path"), (flags::EXEC, "exec"), (flags::O_CREAT, "creat"), (flags::O_TRUNC, "trunc")];
+    more.iter().filter(|(bit, _)| event.flags & bit != 0).fold(access.to_owned(), |all, (_, name)| all + "," + name)
+}
+
+/// The errno's name where it is a usual one.
+fn errno_name(result: i32) -> String {
+    let known = match -result {
+        1 => "EPERM",
+        2 => "ENOENT",
+        6 => "ENXIO",
+        11 => "EAGAIN",
+        13 => "EACCES",
+        17 => "EEXIST",
+        20 => "ENOTDIR",
+        21 => "EISDIR",
+        40 => "ELOOP",
+        other => return format!("errno {other}"),
+    };
+    known.to_owned()
+}

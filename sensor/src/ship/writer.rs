@@ -1,0 +1,103 @@
+//! Alerts to the spool: numbers, encodes and commits them in groups.
+use std::{sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, sleep, sleep_until},
+};
+
+use super::{ecs::Encoder, spool::Spool};
+use crate::{metrics::Metrics, notice::Notices, policy::Alert};
+
+/// Most alerts in one commit.
+const GROUP: usize = 4096;
+/// Shortest time between two commits under load: the disk may be etcd's too. An idle spool commits at once.
+const PACE: Duration = Duration::from_millis(50);
+/// Pause before a commit that failed is tried again.
+const RETRY: Duration = Duration::from_secs(1);
+/// Largest record, in bytes; a broker's usual limit is 1 MiB for a whole batch.
+const RECORD_LIMIT: usize = 256 << 10;
+
+/// The writing half of the stage.
+pub(super) struct Writer {
+    encoder: Encoder,
+    spool: Spool,
+    alerts: mpsc::Receiver<Alert>,
+    committed: watch::Sender<u64>,
+    acknowledged: watch::Receiver<u64>,
+    metrics: Arc<Metrics>,
+    notices: Notices,
+}
+
+impl Writer {
+    pub(super) fn new(
+        encoder: Encoder,
+        spool: Spool,
+        alerts: mpsc::Receiver<Alert>,
+        committed: watch::Sender<u64>,
+        acknowledged: watch::Receiver<u64>,
+        metrics: Arc<Metrics>,
+        notices: Notices,
+    ) -> Self {
+        Self { encoder, spool, alerts, committed, acknowledged, metrics, notices }
+    }
+
+    /// Works until the alerts end; then until the sender has ended, to delete what it still had acknowledged.
+    pub(super) async fn run(mut self) -> anyhow::Result<()> {
+        let mut group = Vec::new();
+        let mut pace = Instant::now();
+        loop {
+            tokio::select! {
+                received = self.alerts.recv_many(&mut group, GROUP) => if received == 0 { break },
+                changed = self.acknowledged.changed() => if changed.is_err() { break },
+            }
+            sleep_until(pace).await;
+            while group.len() < GROUP && let Ok(alert) = self.alerts.try_recv() {
+                group.push(alert);
+            }
+            self.write(&mut group).await;
+            pace = Instant::now() + PACE;
+        }
+        // From here on the sender finds `committed` closed and knows that no more will come.
+        drop(std::mem::replace(&mut self.committed, watch::channel(0).0));
+        while self.acknowledged.changed().await.is_ok() {}
+        self.write(&mut group).await;
+        Ok(())
+    }
+
+    /// Commits `group` and what was acknowledged, however often it takes; empties `group`.
+    async fn write(&mut self, group: &mut Vec<Alert>) {
+        let mut records = Vec::new();
+        let mut bytes = 0;
+        for alert in group.drain(..) {
+            let sequence = self.spool.next() + records.len() as u64;
+            match self.encode(&alert, sequence) {
+                Ok(record) if self.spool.has_room(bytes + record.len() as u64) => {
+                    bytes += record.len() as u64;
+                    records.push(record);
+                }
+                Ok(_) => self.lose("spool_full", &alert, "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?"),
+                Err(why) => self.lose("unencodable", &alert, &why),
+            }
+        }
+        let acknowledged = *self.acknowledged.borrow_and_update();
+        while let Err(why) = tokio::task::block_in_place(|| self.spool.commit(&records, acknowledged)) {
+            let place = self.spool.path().display();
+            self.notices.add("ship", "spool_write", 1, format!("cannot write the spool {place}: {why}; trying again"));
+            sleep(RETRY).await;
+        }
+        self.committed.send_replace(self.spool.last());
+    }
+
+    fn encode(&self, alert: &Alert, sequence: u64) -> Result<Vec<u8>, String> {
+        let record = self.encoder.record(alert, sequence, Timestamp::now());
+        let bytes = record.and_then(|record| serde_json::to_vec(&record)).map_err(|why| why.to_string())?;
+        if bytes.len() > RECORD_LIMIT { Err(format!("the record has {} bytes", bytes.len())) } else { Ok(bytes) }
+    }
+
+    fn lose(&self, reason: &'static str, alert: &Alert, why: &str) {
+        self.metrics.alerts_lost.add(1);
+        self.notices.add("ship", reason, 1, format!("an alert of {} is lost: {why}", alert.policy.name()));
+    }
+}

@@ -1,0 +1,369 @@
+//! Real opens on the kernel that runs this: natively, and as the workload of e2e/guest.sh in each guest.
+//!
+//! Every test runs in each capture mode that this kernel has, and says which those are. Needs root.
+use std::{
+    collections::BTreeSet,
+    ffi::CString,
+    fs::{self, File},
+    os::unix::ffi::OsStrExt as _,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Instant,
+};
+
+use rustix::fs::{AtFlags, CWD, Mode as Perm, OFlags, ResolveFlags};
+use sensor::{
+    capture::{Capture, Config, Error, Mode},
+    event::{CaptureMode, Event, PathStatus, flags},
+    metrics::Metrics,
+    notice::Notices,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+/// A capture that watches this very process.
+struct Watch {
+    mode: CaptureMode,
+    events: mpsc::Receiver<Event>,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<anyhow::Result<()>>,
+    metrics: Arc<Metrics>,
+}
+
+impl Watch {
+    fn start(mode: Mode) -> Result<Self, Error> {
+        // Few rounds keep the verifier's time short, which in an emulated guest is seconds.
+        Self::start_deep(mode, 16)
+    }
+
+    fn start_deep(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
+        let metrics = Arc::new(Metrics::default());
+        let config = Config { mode, skip_self: false, walk_rounds, ..Config::default() };
+        let (capture, events) = Capture::new(&config, metrics.clone(), Notices::default())?;
+        let mode = capture.mode();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(capture.run(stop.clone()));
+        Ok(Self { mode, events, stop, running, metrics })
+    }
+
+    /// Runs `act` in this thread and returns the events that it caused.
+    async fn during(mut self, act: impl FnOnce()) -> Observed {
+        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        act();
+        self.stop.cancel();
+        let mut events = Vec::new();
+        while let Some(event) = self.events.recv().await {
+            events.push(event);
+        }
+        self.running.await.unwrap().unwrap();
+        events.retain(|event| event.tid == tid);
+        let m = &self.metrics;
+        assert_eq!(m.undecodable.get(), 0);
+        assert_eq!(m.numbered.get(), m.captured.get() + m.opens_lost.get(), "an open is neither here nor counted as lost");
+        Observed { mode: self.mode, events, lost: m.opens_lost.get() }
+    }
+}
+
+struct Observed {
+    mode: CaptureMode,
+    events: Vec<Event>,
+    lost: u64,
+}
+
+impl Observed {
+    /// The events whose best path is below `directory`.
+    fn below(&self, directory: &Path) -> Vec<&Event> {
+        let prefix = [directory.as_os_str().as_bytes(), b"/"].concat();
+        self.events.iter().filter(|e| e.best_path().is_some_and(|p| p.as_bytes().starts_with(&prefix))).collect()
+    }
+
+    fn only_below(&self, directory: &Path) -> &Event {
+        let found = self.below(directory);
+        assert_eq!(found.len(), 1, "{:?}: {found:#?}\nof {:#?}", self.mode, self.events);
+        found[0]
+    }
+}
+
+/// Runs `case` once in each mode that this kernel has, in a fresh directory each.
+fn in_each_mode(case: impl Fn(&dyn Fn() -> Watch, &Path)) {
+    in_each_mode_deep(16, case);
+}
+
+fn in_each_mode_deep(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path)) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let mut ran = Vec::new();
+    for mode in [Mode::Fexit, Mode::Tracepoint] {
+        match Watch::start(mode) {
+            Ok(probe) => drop(probe),
+            Err(why) if mode == Mode::Fexit => {
+                println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap_or(""));
+                continue;
+            }
+            Err(why) => panic!("every kernel has the tracepoint mode: {why}"),
+        }
+        let directory = tempfile::tempdir().unwrap();
+        case(&|| Watch::start_deep(mode, walk_rounds).unwrap(), &directory.path().canonicalize().unwrap());
+        ran.push(mode);
+    }
+    println!("ran in {ran:?} on {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
+    assert!(!ran.is_empty());
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Handle::current().block_on(future)
+}
+
+fn path_of(event: &Event) -> PathBuf {
+    PathBuf::from(std::ffi::OsStr::from_bytes(event.path.as_ref().unwrap().as_bytes()))
+}
+
+#[test]
+fn an_open_is_one_event_with_path_process_flags_and_file() {
+    in_each_mode(|watch, dir| {
+        let file = dir.join("plain");
+        fs::write(&file, "x").unwrap();
+        let seen = block(watch().during(|| drop(File::open(&file).unwrap())));
+        let event = seen.only_below(dir);
+        assert_eq!(path_of(event), file);
+        assert_eq!(event.pid, std::process::id());
+        assert_eq!((event.uid, event.gid, event.result), (0, 0, 0));
+        assert_eq!(event.flags & flags::O_ACCMODE, 0);
+        let stat = rustix::fs::stat(&file).unwrap();
+        let known = event.file.as_ref().unwrap();
+        assert_eq!((known.inode, u64::from(known.links), known.mode), (stat.st_ino, stat.st_nlink, stat.st_mode));
+        assert_eq!(u64::from(known.device >> 20), u64::from(rustix::fs::major(stat.st_dev)));
+        assert_eq!(u64::from(known.device & 0xf_ffff), u64::from(rustix::fs::minor(stat.st_dev)));
+        assert!(!known.created);
+        assert!(event.cgroup_id > 0);
+        let raced = event.mode == CaptureMode::Tracepoint;
+        assert_eq!(event.status, if raced { vec![PathStatus::FdRacePossible] } else { vec![] });
+        // The thread's name, cut at 15 bytes by the kernel.
+        assert!(b"an_open_is_one_event".starts_with(event.comm.as_bytes()), "{:?}", event.comm);
+        assert!((jiff::Timestamp::now().duration_since(event.time)).abs() < jiff::SignedDuration::from_secs(5));
+    });
+}
+
+#[test]
+fn the_start_time_is_that_of_proc() {
+    in_each_mode(|watch, dir| {
+        fs::write(dir.join("f"), "").unwrap();
+        let seen = block(watch().during(|| drop(File::open(dir.join("f")).unwrap())));
+        let stat = fs::read_to_string("/proc/self/stat").unwrap();
+        let ticks: u64 = stat.rsplit_once(')').unwrap().1.split_whitespace().nth(19).unwrap().parse().unwrap();
+        assert_eq!(seen.only_below(dir).start_ns / 10_000_000, ticks);
+    });
+}
+
+#[test]
+fn the_path_is_the_files_whatever_name_was_used() {
+    in_each_mode(|watch, dir| {
+        let real = dir.join("real");
+        fs::create_dir(&real).unwrap();
+        fs::write(real.join("file"), "").unwrap();
+        std::os::unix::fs::symlink(real.join("file"), dir.join("link")).unwrap();
+        std::os::unix::fs::symlink(&real, dir.join("dirlink")).unwrap();
+        let handle = rustix::fs::open(&real, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+        for name in ["link", "dirlink/file", "dirlink/../real/./file"] {
+            let seen = block(watch().during(|| drop(File::open(dir.join(name)).unwrap())));
+            assert_eq!(path_of(seen.only_below(dir)), real.join("file"), "{name}");
+        }
+        let relative = || drop(rustix::fs::openat(&handle, "file", OFlags::RDONLY, Perm::empty()).unwrap());
+        assert_eq!(path_of(block(watch().during(relative)).only_below(dir)), real.join("file"));
+        let proc_root = format!("/proc/self/root{}", real.join("file").display());
+        let seen = block(watch().during(|| drop(File::open(&proc_root).unwrap())));
+        assert_eq!(path_of(seen.only_below(dir)), real.join("file"));
+    });
+}
+
+#[test]
+fn each_open_like_call_is_seen_once_with_its_flags() {
+    in_each_mode(|watch, dir| {
+        let file = dir.join("f");
+        let name = CString::new(file.as_os_str().as_bytes()).unwrap();
+        let create = || drop(rustix::fs::open(&*name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC, Perm::RWXU).unwrap());
+        let event = block(watch().during(create)).only_below(dir).clone();
+        assert!(event.file.as_ref().unwrap().created);
+        assert_eq!(event.flags & (flags::O_CREAT | flags::O_TRUNC | flags::O_ACCMODE), flags::O_CREAT | flags::O_TRUNC | flags::O_WRONLY);
+        // The same call again creates nothing.
+        assert!(!block(watch().during(create)).only_below(dir).file.as_ref().unwrap().created);
+
+        let how = || drop(rustix::fs::openat2(CWD, &*name, OFlags::RDWR | OFlags::TRUNC, Perm::empty(), ResolveFlags::NO_SYMLINKS).unwrap());
+        let event = block(watch().during(how)).only_below(dir).clone();
+        assert_eq!(event.flags & (flags::O_TRUNC | flags::O_ACCMODE), flags::O_TRUNC | flags::O_RDWR);
+
+        let reference = || drop(rustix::fs::open(&*name, OFlags::PATH, Perm::empty()).unwrap());
+        assert_ne!(block(watch().during(reference)).only_below(dir).flags & flags::O_PATH, 0);
+
+        fs::create_dir(dir.join("d")).unwrap();
+        let list = || drop(fs::read_dir(dir.join("d")).unwrap());
+        assert_eq!(block(watch().during(list)).only_below(dir).file.as_ref().unwrap().kind(), "dir");
+    });
+}
+
+#[test]
+fn a_failed_open_has_its_errno_and_the_requested_name() {
+    in_each_mode(|watch, dir| {
+        let handle = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+        let absolute = || drop(File::open(dir.join("x/../missing")).unwrap_err());
+        let relative = || {
+            rustix::fs::openat(&handle, "./missing", OFlags::RDONLY, Perm::empty()).unwrap_err();
+        };
+        for seen in [block(watch().during(absolute)), block(watch().during(relative))] {
+            let event = seen.only_below(dir);
+            assert_eq!((event.result, &event.file, &event.path), (-2, &None, &None));
+            assert_eq!(event.requested.as_ref().unwrap().as_bytes(), dir.join("missing").as_os_str().as_bytes());
+            let trusted = event.mode == CaptureMode::Fexit;
+            assert_eq!(event.status.contains(&PathStatus::RequestedUntrusted), !trusted);
+        }
+    });
+}
+
+#[test]
+fn names_of_any_bytes_arrive_whole() {
+    in_each_mode(|watch, dir| {
+        for name in [&b"not\xffutf8"[..], b"new\nline", b"\x1b[31mred", b"x (deleted)", &[b'n'; 255], "\u{301}".repeat(127).as_bytes()] {
+            let file = dir.join(std::ffi::OsStr::from_bytes(name));
+            if let Err(why) = fs::write(&file, "") {
+                panic!("{name:?}: {why}");
+            }
+            let seen = block(watch().during(|| drop(File::open(&file).unwrap())));
+            assert_eq!(path_of(seen.only_below(dir)), file);
+        }
+    });
+}
+
+/// Makes nested directories until the path to `leaf` in the last is `len` bytes long, with components of `width`.
+fn deep(dir: &Path, width: usize, len: usize) -> (rustix::fd::OwnedFd, PathBuf) {
+    let mut handle = rustix::fs::open(dir, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+    let mut path = dir.to_path_buf();
+    let component = "d".repeat(width);
+    while path.as_os_str().len() + (width + 1) + 2 <= len {
+        rustix::fs::mkdirat(&handle, &*component, Perm::RWXU).unwrap();
+        handle = rustix::fs::openat(&handle, &*component, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+        path.push(&component);
+    }
+    let leaf = "l".repeat(len - path.as_os_str().len() - 1);
+    drop(rustix::fs::openat(&handle, &*leaf, OFlags::CREATE | OFlags::WRONLY, Perm::RWXU).unwrap());
+    (handle, path.join(leaf))
+}
+
+#[test]
+fn paths_up_to_4096_bytes_are_never_cut_and_longer_ones_are_flagged() {
+    in_each_mode_deep(Config::default().walk_rounds, |watch, dir| {
+        // 4,095 bytes and a NUL; of components of one byte (2,000 and more), of 100, of 250.
+        for width in [1, 100, 250] {
+            let dir = dir.join(format!("w{width}"));
+            fs::create_dir(&dir).unwrap();
+            let (handle, path) = deep(&dir, width, 4095);
+            let leaf = path.file_name().unwrap();
+            let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())));
+            let event = seen.only_below(&dir);
+            assert_eq!(path_of(event), path);
+            assert!(!event.status.contains(&PathStatus::TooLong));
+        }
+        let dir = dir.join("too");
+        fs::create_dir(&dir).unwrap();
+        let (handle, path) = deep(&dir, 250, 16_000);
+        let leaf = path.file_name().unwrap();
+        let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())));
+        let cut: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::TooLong)).collect();
+        assert_eq!(cut.len(), 1, "{:#?}", seen.events);
+        let tail = cut[0].path.as_ref().unwrap().as_bytes();
+        assert!(tail.len() >= 4096 && path.as_os_str().as_bytes().ends_with(tail), "{} bytes", tail.len());
+    });
+}
+
+#[test]
+fn a_file_without_a_name_is_flagged_and_a_memfd_has_no_leading_slash() {
+    in_each_mode(|watch, dir| {
+        let file = dir.join("gone");
+        fs::write(&file, "").unwrap();
+        let open = File::open(&file).unwrap();
+        fs::remove_file(&file).unwrap();
+        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+        let seen = block(watch().during(|| drop(File::open(&again).unwrap())));
+        let event = seen.only_below(dir);
+        assert_eq!(path_of(event), file);
+        assert!(event.status.contains(&PathStatus::Deleted), "{event:?}");
+
+        let memfd = rustix::fs::memfd_create("secret", rustix::fs::MemfdFlags::empty()).unwrap();
+        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd));
+        let seen = block(watch().during(|| drop(File::open(&again).unwrap())));
+        let memfds: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::Disconnected)).collect();
+        assert_eq!(memfds.len(), 1);
+        assert_eq!(memfds[0].path, Some("memfd:secret".into()));
+    });
+}
+
+#[test]
+fn a_mount_on_the_way_does_not_show_in_the_path() {
+    in_each_mode(|watch, dir| {
+        for depth in ["a", "a/b"] {
+            fs::create_dir_all(dir.join(depth)).unwrap();
+            rustix::mount::mount("tmp", dir.join(depth), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        }
+        fs::write(dir.join("a/b/f"), "").unwrap();
+        let seen = block(watch().during(|| drop(File::open(dir.join("a/b/f")).unwrap())));
+        for depth in ["a/b", "a"] {
+            rustix::mount::unmount(dir.join(depth), rustix::mount::UnmountFlags::empty()).unwrap();
+        }
+        assert_eq!(path_of(seen.only_below(dir)), dir.join("a/b/f"));
+    });
+}
+
+#[test]
+fn a_lazily_unmounted_tree_is_flagged() {
+    in_each_mode(|watch, dir| {
+        let tree = dir.join("tree");
+        fs::create_dir(&tree).unwrap();
+        rustix::mount::mount("tmp", &tree, "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+        fs::write(tree.join("f"), "").unwrap();
+        let handle = rustix::fs::open(&tree, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+        rustix::mount::unmount(&tree, rustix::mount::UnmountFlags::DETACH).unwrap();
+        let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, "f", OFlags::RDONLY, Perm::empty()).unwrap())));
+        let detached: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::Detached)).collect();
+        assert_eq!(detached.len(), 1, "{:#?}", seen.events);
+        assert_eq!(detached[0].path, Some("/f".into()));
+        assert!(rustix::fs::accessat(CWD, tree.join("f"), rustix::fs::Access::EXISTS, AtFlags::empty()).is_err());
+    });
+}
+
+#[test]
+fn every_open_at_full_speed_is_received_or_counted_as_lost() {
+    const OPENS: usize = 100_000;
+    in_each_mode(|watch, dir| {
+        let file = dir.join("f");
+        fs::write(&file, "").unwrap();
+        let began = Instant::now();
+        let seen = block(watch().during(|| (0..OPENS).for_each(|_| drop(File::open(&file).unwrap()))));
+        let received = seen.below(dir).len();
+        // Other processes open files too, so the kernel may have lost more than is missing here, never less.
+        println!("{:?}: {OPENS} opens in {:?}: {received} received, {} lost", seen.mode, began.elapsed(), seen.lost);
+        assert!(received <= OPENS && received as u64 + seen.lost >= OPENS as u64);
+        let distinct: BTreeSet<_> = seen.events.iter().map(|e| (e.cpu, e.sequence)).collect();
+        assert_eq!(distinct.len(), seen.events.len(), "sequence numbers repeat");
+    });
+}
+
+#[test]
+fn the_sensors_own_opens_are_left_out() {
+    let runtime = tokio::runtime::Runtime::new().unwrap();
+    let _entered = runtime.enter();
+    let (capture, mut events) = Capture::new(&Config::default(), Arc::default(), Notices::default()).unwrap();
+    let stop = CancellationToken::new();
+    let running = tokio::spawn(capture.run(stop.clone()));
+    for _ in 0..100 {
+        drop(File::open("/proc/self/status").unwrap());
+    }
+    stop.cancel();
+    let own = async {
+        let mut own = 0;
+        while let Some(event) = events.recv().await {
+            own += usize::from(event.pid == std::process::id());
+        }
+        own
+    };
+    assert_eq!(block(own), 0);
+    block(running).unwrap().unwrap();
+}
