@@ -57,8 +57,5 @@ pub(crate) fn is_error(pointer: u64) -> bool {
 /// The `(mount, dentry)` of the `struct path` at `address + offset`, the mount as `struct vfsmount *`.
 #[inline(always)]
 pub(crate) fn read_path(address: u64, offset: usize) -> (u64, u64) {
-    (
-        read(address, offset + constant(&PATH_MNT)),
-        read(address, offset + constant(&PATH_DENTRY)),
-    )
+    (read(address, offset + constant(&PATH_MNT)), read(address, offset + constant(&PATH_DENTRY)))
 }

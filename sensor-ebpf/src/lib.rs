@@ -64,7 +64,7 @@ pub const STATUS_REQUESTED_CUT: u32 = 1 << 7;
 pub const STATUS_REQUESTED_UNTRUSTED: u32 = 1 << 8;
 
 /// What every record begins with: which record of which program it is, and who caused it.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct RecordHeader {
     /// Gapless per (cpu, hook), counted from 1; a gap is a refused record.
@@ -94,7 +94,7 @@ pub struct RecordHeader {
 }
 
 /// One open, successful or not.
-#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OpenRecord {
     /// Who and when.

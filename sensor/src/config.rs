@@ -166,7 +166,9 @@ mod tests {
     #[test]
     fn a_field_comes_from_the_file_and_from_the_environment_over_it() {
         let text = "node: {name: a}\ncapture: {ring: 1MiB}\nship: {sink: kafka, kafka: {brokers: ['k:1']}}\n";
-        let config = load(text, &[("PATHWATCH__NODE__NAME", "b"), ("PATHWATCH__SHIP__KAFKA__TOPIC", "t"), ("HOME", "/")]).unwrap();
+        let config =
+            load(text, &[("PATHWATCH__NODE__NAME", "b"), ("PATHWATCH__SHIP__KAFKA__TOPIC", "t"), ("HOME", "/")])
+                .unwrap();
         assert_eq!(config.node_name(), "b");
         assert_eq!((config.ship.kafka.topic.as_str(), config.ship.kafka.brokers), ("t", vec!["k:1".to_owned()]));
         assert_eq!(config.capture.ring, ByteSize::mib(1));
@@ -176,13 +178,29 @@ mod tests {
     #[test]
     fn what_is_wrong_is_named() {
         for (text, environment, message) in [
-            ("ship: {snik: file}", &[][..], "F: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `spool`, `file`, `kafka` at line 1 column 8"),
+            (
+                "ship: {snik: file}",
+                &[][..],
+                "F: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `spool`, `file`, `kafka` at line 1 column 8",
+            ),
             ("ship: [", &[], "F: ship: invalid type: sequence, expected struct Config at line 1 column 7"),
-            ("capture: {ring: 5000}", &[], "capture.ring is 4.9 KiB; it must be a power of two from 4KiB to 1GiB, such as 8MiB"),
+            (
+                "capture: {ring: 5000}",
+                &[],
+                "capture.ring is 4.9 KiB; it must be a power of two from 4KiB to 1GiB, such as 8MiB",
+            ),
             ("ship: {sink: kafka}", &[], "ship.kafka.brokers is empty; name at least one as host:port"),
             ("ship: {sink: file}", &[], "ship.file.path is missing; name the file that alerts go to"),
-            ("", &[("PATHWATCH__CAPTURE__MODE", "magic")], "PATHWATCH__CAPTURE__MODE: unknown variant `magic`, expected one of `auto`, `fexit`, `tracepoint`"),
-            ("", &[("PATHWATCH__NO__SUCH", "1")], "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `ship`, `log`"),
+            (
+                "",
+                &[("PATHWATCH__CAPTURE__MODE", "magic")],
+                "PATHWATCH__CAPTURE__MODE: unknown variant `magic`, expected one of `auto`, `fexit`, `tracepoint`",
+            ),
+            (
+                "",
+                &[("PATHWATCH__NO__SUCH", "1")],
+                "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `ship`, `log`",
+            ),
         ] {
             assert_eq!(load(text, environment).unwrap_err(), message, "{text}");
         }

@@ -60,7 +60,8 @@ fn reorders(c: char) -> bool {
 
 impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let escaped = |f: &mut fmt::Formatter<'_>, bytes: &[u8]| bytes.iter().try_for_each(|b| write!(f, "\\x{b:02x}"));
+        let escaped =
+            |f: &mut fmt::Formatter<'_>, bytes: &[u8]| bytes.iter().try_for_each(|b| write!(f, "\\x{b:02x}"));
         for part in self.0.utf8_chunks() {
             for c in part.valid().chars() {
                 match c {
@@ -104,6 +105,29 @@ pub enum CaptureMode {
     Fexit,
     /// The return of system calls, for kernels that refuse fexit.
     Tracepoint,
+}
+
+impl fmt::Display for CaptureMode {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Fexit => "fexit",
+            Self::Tracepoint => "tracepoint",
+        })
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Read => "read",
+            Self::Write => "write",
+            Self::Create => "create",
+            Self::Truncate => "truncate",
+            Self::Exec => "exec",
+            Self::List => "list",
+            Self::Reference => "reference",
+        })
+    }
 }
 
 /// Why the path of an event is not simply the path of the file.
@@ -213,6 +237,12 @@ pub struct Event {
 }
 
 impl Event {
+    /// What it does, as words for a person: `read, write`.
+    #[must_use]
+    pub fn deed(&self) -> String {
+        self.operations().iter().map(Operation::to_string).collect::<Vec<_>>().join(", ")
+    }
+
     /// The most telling path there is: where the file is, or else what was asked for.
     #[must_use]
     pub fn best_path(&self) -> Option<&Name> {
@@ -319,7 +349,14 @@ mod tests {
 
     #[test]
     fn a_name_survives_its_text_whatever_its_bytes() {
-        for bytes in [&b"plain"[..], b"a\nb\x1b[31m", b"back\\slash\\x41", b"\xff\xfe/\x80", "ü\u{301}\u{202e}".as_bytes(), b""] {
+        for bytes in [
+            &b"plain"[..],
+            b"a\nb\x1b[31m",
+            b"back\\slash\\x41",
+            b"\xff\xfe/\x80",
+            "ü\u{301}\u{202e}".as_bytes(),
+            b"",
+        ] {
             let name = Name::from(bytes.to_vec());
             let text = serde_json::to_string(&name).unwrap();
             assert!(!text.chars().any(char::is_control), "{text}");

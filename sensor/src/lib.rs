@@ -115,7 +115,11 @@ fn start_matcher(
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {
             let fired = matcher::matches(&Arc::new(event), &policies);
-            if fired.is_empty() { metrics.unmatched.add(1) } else { metrics.matched.add(1) }
+            if fired.is_empty() {
+                metrics.unmatched.add(1)
+            } else {
+                metrics.matched.add(1)
+            }
             for alert in fired {
                 metrics.fired.add(1);
                 if alerts.send(alert).await.is_err() {
@@ -130,7 +134,11 @@ fn start_matcher(
 }
 
 /// Waits for all stages. They end in turn once the first has: each hands on what it has and drops its sender.
-async fn finish(mut tasks: JoinSet<anyhow::Result<()>>, stop: CancellationToken, common: Common) -> anyhow::Result<()> {
+async fn finish(
+    mut tasks: JoinSet<anyhow::Result<()>>,
+    stop: CancellationToken,
+    common: Common,
+) -> anyhow::Result<()> {
     let log = tokio::spawn(common.notices.clone().log());
     let mut outcome = Ok(());
     loop {

@@ -29,9 +29,12 @@ impl Notices {
     /// Adds `count` to the notices of this stage and reason.
     pub fn add(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
         let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let notice = notices
-            .entry((stage, reason))
-            .or_insert_with(|| Notice { stage, reason, count: 0, detail: String::new() });
+        let notice = notices.entry((stage, reason)).or_insert_with(|| Notice {
+            stage,
+            reason,
+            count: 0,
+            detail: String::new(),
+        });
         notice.count += count;
         notice.detail = detail.into();
     }

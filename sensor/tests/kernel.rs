@@ -1,6 +1,8 @@
 //! Real opens on the kernel that runs this: natively, and as the workload of e2e/guest.sh in each guest.
 //!
 //! Every test runs in each capture mode that this kernel has, and says which those are. Needs root.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
 use std::{
     collections::BTreeSet,
     ffi::CString,
@@ -59,7 +61,11 @@ impl Watch {
         events.retain(|event| event.tid == tid);
         let m = &self.metrics;
         assert_eq!(m.undecodable.get(), 0);
-        assert_eq!(m.numbered.get(), m.captured.get() + m.opens_lost.get(), "an open is neither here nor counted as lost");
+        assert_eq!(
+            m.numbered.get(),
+            m.captured.get() + m.opens_lost.get(),
+            "an open is neither here nor counted as lost"
+        );
         Observed { mode: self.mode, events, lost: m.opens_lost.get() }
     }
 }
@@ -97,7 +103,10 @@ fn in_each_mode_deep(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path))
         match Watch::start(mode) {
             Ok(probe) => drop(probe),
             Err(why) if mode == Mode::Fexit => {
-                println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap_or(""));
+                println!(
+                    "fexit is not to be had on this kernel: {}",
+                    why.to_string().lines().next().unwrap_or("")
+                );
                 continue;
             }
             Err(why) => panic!("every kernel has the tracepoint mode: {why}"),
@@ -181,14 +190,30 @@ fn each_open_like_call_is_seen_once_with_its_flags() {
     in_each_mode(|watch, dir| {
         let file = dir.join("f");
         let name = CString::new(file.as_os_str().as_bytes()).unwrap();
-        let create = || drop(rustix::fs::open(&*name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC, Perm::RWXU).unwrap());
+        let create = || {
+            drop(rustix::fs::open(&*name, OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC, Perm::RWXU).unwrap())
+        };
         let event = block(watch().during(create)).only_below(dir).clone();
         assert!(event.file.as_ref().unwrap().created);
-        assert_eq!(event.flags & (flags::O_CREAT | flags::O_TRUNC | flags::O_ACCMODE), flags::O_CREAT | flags::O_TRUNC | flags::O_WRONLY);
+        assert_eq!(
+            event.flags & (flags::O_CREAT | flags::O_TRUNC | flags::O_ACCMODE),
+            flags::O_CREAT | flags::O_TRUNC | flags::O_WRONLY
+        );
         // The same call again creates nothing.
         assert!(!block(watch().during(create)).only_below(dir).file.as_ref().unwrap().created);
 
-        let how = || drop(rustix::fs::openat2(CWD, &*name, OFlags::RDWR | OFlags::TRUNC, Perm::empty(), ResolveFlags::NO_SYMLINKS).unwrap());
+        let how = || {
+            drop(
+                rustix::fs::openat2(
+                    CWD,
+                    &*name,
+                    OFlags::RDWR | OFlags::TRUNC,
+                    Perm::empty(),
+                    ResolveFlags::NO_SYMLINKS,
+                )
+                .unwrap(),
+            )
+        };
         let event = block(watch().during(how)).only_below(dir).clone();
         assert_eq!(event.flags & (flags::O_TRUNC | flags::O_ACCMODE), flags::O_TRUNC | flags::O_RDWR);
 
@@ -222,7 +247,14 @@ fn a_failed_open_has_its_errno_and_the_requested_name() {
 #[test]
 fn names_of_any_bytes_arrive_whole() {
     in_each_mode(|watch, dir| {
-        for name in [&b"not\xffutf8"[..], b"new\nline", b"\x1b[31mred", b"x (deleted)", &[b'n'; 255], "\u{301}".repeat(127).as_bytes()] {
+        for name in [
+            &b"not\xffutf8"[..],
+            b"new\nline",
+            b"\x1b[31mred",
+            b"x (deleted)",
+            &[b'n'; 255],
+            "\u{301}".repeat(127).as_bytes(),
+        ] {
             let file = dir.join(std::ffi::OsStr::from_bytes(name));
             if let Err(why) = fs::write(&file, "") {
                 panic!("{name:?}: {why}");
@@ -240,7 +272,8 @@ fn deep(dir: &Path, width: usize, len: usize) -> (rustix::fd::OwnedFd, PathBuf) 
     let component = "d".repeat(width);
     while path.as_os_str().len() + (width + 1) + 2 <= len {
         rustix::fs::mkdirat(&handle, &*component, Perm::RWXU).unwrap();
-        handle = rustix::fs::openat(&handle, &*component, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
+        handle =
+            rustix::fs::openat(&handle, &*component, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
         path.push(&component);
     }
     let leaf = "l".repeat(len - path.as_os_str().len() - 1);
@@ -257,7 +290,9 @@ fn paths_up_to_4096_bytes_are_never_cut_and_longer_ones_are_flagged() {
             fs::create_dir(&dir).unwrap();
             let (handle, path) = deep(&dir, width, 4095);
             let leaf = path.file_name().unwrap();
-            let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())));
+            let seen = block(
+                watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())),
+            );
             let event = seen.only_below(&dir);
             assert_eq!(path_of(event), path);
             assert!(!event.status.contains(&PathStatus::TooLong));
@@ -266,7 +301,9 @@ fn paths_up_to_4096_bytes_are_never_cut_and_longer_ones_are_flagged() {
         fs::create_dir(&dir).unwrap();
         let (handle, path) = deep(&dir, 250, 16_000);
         let leaf = path.file_name().unwrap();
-        let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())));
+        let seen = block(
+            watch().during(|| drop(rustix::fs::openat(&handle, leaf, OFlags::RDONLY, Perm::empty()).unwrap())),
+        );
         let cut: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::TooLong)).collect();
         assert_eq!(cut.len(), 1, "{:#?}", seen.events);
         let tail = cut[0].path.as_ref().unwrap().as_bytes();
@@ -301,7 +338,8 @@ fn a_mount_on_the_way_does_not_show_in_the_path() {
     in_each_mode(|watch, dir| {
         for depth in ["a", "a/b"] {
             fs::create_dir_all(dir.join(depth)).unwrap();
-            rustix::mount::mount("tmp", dir.join(depth), "tmpfs", rustix::mount::MountFlags::empty(), None).unwrap();
+            rustix::mount::mount("tmp", dir.join(depth), "tmpfs", rustix::mount::MountFlags::empty(), None)
+                .unwrap();
         }
         fs::write(dir.join("a/b/f"), "").unwrap();
         let seen = block(watch().during(|| drop(File::open(dir.join("a/b/f")).unwrap())));
@@ -321,7 +359,9 @@ fn a_lazily_unmounted_tree_is_flagged() {
         fs::write(tree.join("f"), "").unwrap();
         let handle = rustix::fs::open(&tree, OFlags::PATH | OFlags::DIRECTORY, Perm::empty()).unwrap();
         rustix::mount::unmount(&tree, rustix::mount::UnmountFlags::DETACH).unwrap();
-        let seen = block(watch().during(|| drop(rustix::fs::openat(&handle, "f", OFlags::RDONLY, Perm::empty()).unwrap())));
+        let seen = block(
+            watch().during(|| drop(rustix::fs::openat(&handle, "f", OFlags::RDONLY, Perm::empty()).unwrap())),
+        );
         let detached: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::Detached)).collect();
         assert_eq!(detached.len(), 1, "{:#?}", seen.events);
         assert_eq!(detached[0].path, Some("/f".into()));
@@ -339,7 +379,12 @@ fn every_open_at_full_speed_is_received_or_counted_as_lost() {
         let seen = block(watch().during(|| (0..OPENS).for_each(|_| drop(File::open(&file).unwrap()))));
         let received = seen.below(dir).len();
         // Other processes open files too, so the kernel may have lost more than is missing here, never less.
-        println!("{:?}: {OPENS} opens in {:?}: {received} received, {} lost", seen.mode, began.elapsed(), seen.lost);
+        println!(
+            "{:?}: {OPENS} opens in {:?}: {received} received, {} lost",
+            seen.mode,
+            began.elapsed(),
+            seen.lost
+        );
         assert!(received <= OPENS && received as u64 + seen.lost >= OPENS as u64);
         let distinct: BTreeSet<_> = seen.events.iter().map(|e| (e.cpu, e.sequence)).collect();
         assert_eq!(distinct.len(), seen.events.len(), "sequence numbers repeat");

@@ -1,8 +1,6 @@
 //! Opens by system call, on kernels that refuse fexit: the file behind the returned descriptor.
 use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
-use sensor_ebpf::{
-    Hook, Loss, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_REQUESTED_UNTRUSTED,
-};
+use sensor_ebpf::{Hook, Loss, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_REQUESTED_UNTRUSTED};
 
 use super::open::{begin, file_of, put_file, put_requested};
 use crate::{

@@ -54,11 +54,11 @@ impl Type {
     fn trailing(self) -> Option<usize> {
         let count = (self.info & 0xffff) as usize;
         Some(match self.kind() {
-            1 | 14 | 17 => 4,               // INT, VAR, DECL_TAG
-            3 => 12,                        // ARRAY
+            1 | 14 | 17 => 4,                       // INT, VAR, DECL_TAG
+            3 => 12,                                // ARRAY
             STRUCT | UNION | 15 | 19 => 12 * count, // DATASEC, ENUM64
-            6 | 13 => 8 * count,            // ENUM, FUNC_PROTO
-            2 | 7..=12 | 16 | 18 => 0,      // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
+            6 | 13 => 8 * count,                    // ENUM, FUNC_PROTO
+            2 | 7..=12 | 16 | 18 => 0,              // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
             _ => return None,
         })
     }

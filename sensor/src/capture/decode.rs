@@ -145,7 +145,10 @@ mod tests {
         let event = decoder().decode(&record(b"", &[b"memfd:x"], STATUS_DISCONNECTED, 0)).unwrap();
         assert_eq!((event.path, event.status), (Some("memfd:x".into()), vec![PathStatus::Disconnected]));
         let event = decoder().decode(&record(b"", &[b"b", b"a"], STATUS_TOO_LONG | STATUS_DELETED, 0)).unwrap();
-        assert_eq!((event.path, event.status), (Some("a/b".into()), vec![PathStatus::TooLong, PathStatus::Deleted]));
+        assert_eq!(
+            (event.path, event.status),
+            (Some("a/b".into()), vec![PathStatus::TooLong, PathStatus::Deleted])
+        );
     }
 
     #[test]

@@ -40,7 +40,7 @@ pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
             }
         },
     };
-    tracing::info!(?mode, "capture is attached");
+    tracing::info!(%mode, "capture is attached");
     Ok((bpf, mode))
 }
 
@@ -91,7 +91,8 @@ fn permitted() -> Result<(), Error> {
     const SYS_ADMIN: u64 = 1 << 21;
     const PERFMON: u64 = 1 << 38;
     const BPF: u64 = 1 << 39;
-    let status = std::fs::read_to_string("/proc/self/status").map_err(|why| Error::Io("/proc/self/status", why))?;
+    let status =
+        std::fs::read_to_string("/proc/self/status").map_err(|why| Error::Io("/proc/self/status", why))?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     if effective & SYS_ADMIN != 0 || effective & BPF != 0 && effective & PERFMON != 0 {

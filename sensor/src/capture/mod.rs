@@ -92,13 +92,21 @@ pub enum Mode {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Capabilities are missing.
-    #[error("not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo")]
+    #[error(
+        "not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo"
+    )]
     NotPermitted,
     /// The kernel does not describe itself.
-    #[error("this kernel has no type information at {}: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are", btf::VMLINUX)]
+    #[error(
+        "this kernel has no type information at {}: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
+        btf::VMLINUX
+    )]
     NoBtf,
     /// The kernel's description of itself cannot be parsed.
-    #[error("the kernel's type information at {} cannot be read: please report this kernel's version", btf::VMLINUX)]
+    #[error(
+        "the kernel's type information at {} cannot be read: please report this kernel's version",
+        btf::VMLINUX
+    )]
     BadBtf,
     /// A structure has lost a member.
     #[error("this kernel's struct {0} has no member {1}: please report its version")]
@@ -265,6 +273,7 @@ fn boot_id() -> Result<Uuid, Error> {
 fn boot_time() -> Timestamp {
     let now = rustix::time::clock_gettime(ClockId::Realtime);
     let up = rustix::time::clock_gettime(ClockId::Boottime);
-    let elapsed = SignedDuration::new(now.tv_sec, now.tv_nsec as i32) - SignedDuration::new(up.tv_sec, up.tv_nsec as i32);
+    let elapsed =
+        SignedDuration::new(now.tv_sec, now.tv_nsec as i32) - SignedDuration::new(up.tv_sec, up.tv_nsec as i32);
     Timestamp::from_duration(elapsed).unwrap_or(Timestamp::UNIX_EPOCH)
 }

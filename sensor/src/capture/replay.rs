@@ -43,7 +43,10 @@ impl<R: Read> Replay<R> {
                 break;
             }
             if read as u64 == LINE_LIMIT {
-                bail!("{}:{number}: longer than {LINE_LIMIT} bytes; is this a recording of `pathwatch trace --record`?", self.name);
+                bail!(
+                    "{}:{number}: longer than {LINE_LIMIT} bytes; is this a recording of `pathwatch trace --record`?",
+                    self.name
+                );
             }
             if line.trim_ascii().is_empty() {
                 continue;

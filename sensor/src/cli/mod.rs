@@ -26,14 +26,19 @@ const USAGE: u8 = 64;
 const NOT_PERMITTED: u8 = 77;
 
 #[derive(Parser)]
-#[command(name = "pathwatch", version, about = "Watches file opens by policy, from the kernel to Kafka.", after_help = "\
+#[command(
+    name = "pathwatch",
+    version,
+    about = "Watches file opens by policy, from the kernel to Kafka.",
+    after_help = "\
 Exit status: 0 success, 1 failure, 64 bad usage or configuration, 77 not permitted.
 
 Examples:
   sudo pathwatch run                          policies from ./policies, alerts here
   sudo pathwatch trace '/etc/**'              every open below /etc as it happens
   sudo pathwatch trace --record opens.jsonl   record opens, to try policies on them
-  pathwatch replay opens.jsonl                which alerts would they have raised?")]
+  pathwatch replay opens.jsonl                which alerts would they have raised?"
+)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -59,7 +64,8 @@ struct Common {
 
 impl Common {
     fn load(&self) -> Result<Config, config::Error> {
-        let variables = std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        let variables = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
         Config::load(self.config.as_deref(), variables)
     }
 }
@@ -108,7 +114,9 @@ fn exit_code(why: &anyhow::Error) -> u8 {
 }
 
 /// Runs `future` until it ends; SIGINT and SIGTERM cancel `stop`.
-fn block_on<F: Future<Output = anyhow::Result<()>>>(future: impl FnOnce(CancellationToken) -> F) -> anyhow::Result<()> {
+fn block_on<F: Future<Output = anyhow::Result<()>>>(
+    future: impl FnOnce(CancellationToken) -> F,
+) -> anyhow::Result<()> {
     // Two threads carry all stages: a sensor leaves the node's processors to its pods.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     runtime.block_on(async {
@@ -125,7 +133,10 @@ fn block_on<F: Future<Output = anyhow::Result<()>>>(future: impl FnOnce(Cancella
 
 /// Logs go to standard error, so that standard output is alerts and nothing else.
 fn start_log(log: &config::Log) -> Result<(), config::Error> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|_| config::Error::new(format!("log.level is '{}'; it must be error, warn, info, debug or trace", log.level)))?;
+    let filter = EnvFilter::try_new(&log.level).map_err(|why| {
+        let level = &log.level;
+        config::Error::new(format!("log.level is '{level}' ({why}); it must be error, warn, info, debug or trace"))
+    })?;
     let terminal = std::io::stderr().is_terminal();
     let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color);

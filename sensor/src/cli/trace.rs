@@ -50,14 +50,19 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let mut record = match &arguments.record {
         Some(file) => {
             let place = file.display();
-            Some(BufWriter::new(File::create(file).with_context(|| format!("cannot write the recording {place}"))?))
+            Some(BufWriter::new(
+                File::create(file).with_context(|| format!("cannot write the recording {place}"))?,
+            ))
         }
         None => None,
     };
     let json = arguments.json || !io::stdout().is_terminal();
     let mut out = BufWriter::new(io::stdout());
     if !json {
-        let columns = format!("{:<12}  {:>7}  {:<15}  {:<24}  {:<14}  {:<8}  PATH", "TIME", "PID", "COMMAND", "CONTAINER/CGROUP", "FLAGS", "RESULT");
+        let columns = format!(
+            "{:<12}  {:>7}  {:<15}  {:<24}  {:<14}  {:<8}  PATH",
+            "TIME", "PID", "COMMAND", "CONTAINER/CGROUP", "FLAGS", "RESULT"
+        );
         writeln!(out, "{}", paint("1", &columns))?;
     }
     let show = move |event: &Enriched, idle: bool| {
@@ -81,7 +86,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     };
     match block_on(|stop| crate::trace(config, show, stop)) {
         // The reader of our output has seen enough.
-        Err(why) if why.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => Ok(()),
+        Err(why) if why.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
+            Ok(())
+        }
         other => other,
     }
 }

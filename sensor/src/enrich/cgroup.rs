@@ -98,7 +98,12 @@ mod tests {
         for (path, pod) in [
             (format!("/kubepods/burstable/pod{UID}/{ID}"), Some(UID)),
             (format!("/kubepods/pod{UID}/crio-{ID}"), Some(UID)),
-            (format!("/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope"), Some(UID)),
+            (
+                format!(
+                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope"
+                ),
+                Some(UID),
+            ),
             (format!("/kubepods.slice/kubepods-pod{under}.slice/crio-{ID}.scope/container"), Some(UID)),
             (format!("/system.slice/containerd.service/kubepods-pod{under}.slice:cri-containerd:{ID}"), None),
             (format!("/system.slice/docker-{ID}.scope"), None),
@@ -112,7 +117,12 @@ mod tests {
 
     #[test]
     fn nothing_else_is_a_container() {
-        for path in ["/", "/user.slice/user-0.slice", "/init.scope", "/crio-conmon-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope"] {
+        for path in [
+            "/",
+            "/user.slice/user-0.slice",
+            "/init.scope",
+            "/crio-conmon-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope",
+        ] {
             assert_eq!(container(path.as_bytes()), None, "{path}");
         }
         assert_eq!(container(format!("/x{ID}").as_bytes()), None);

@@ -10,7 +10,7 @@ use tokio::sync::mpsc;
 
 use self::cgroup::Cgroups;
 use crate::{
-    event::{Enriched, Enrichment, Event},
+    event::{Enriched, Enrichment, Event, Program},
     metrics::Metrics,
 };
 
@@ -47,15 +47,14 @@ impl Enrich {
 
     fn enrich(&mut self, event: Event) -> Enriched {
         let process = process::of(event.pid, event.start_ns);
-        let (program, parent) = process.unwrap_or_else(|| {
-            (crate::event::Program { pid: event.pid, start_ns: event.start_ns, executable: None }, None)
-        });
+        let (program, parent) =
+            process.unwrap_or((Program { pid: event.pid, start_ns: event.start_ns, executable: None }, None));
         let cgroup = self.cgroups.look_up(event.cgroup_id, event.pid, Instant::now());
         let known = program.executable.is_some() && cgroup.is_some();
         Enriched {
             process: program,
             parent,
-            container: cgroup.as_deref().and_then(|path| cgroup::container(path)),
+            container: cgroup.as_deref().and_then(cgroup::container),
             cgroup_path: cgroup.map(|path| path.to_vec().into()),
             enrichment: if known { Enrichment::Complete } else { Enrichment::Partial },
             event,

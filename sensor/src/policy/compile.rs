@@ -48,7 +48,9 @@ impl Patterns {
             Ok(_) if places.is_empty() => None,
             Ok(regex) => Some((regex, places)),
             Err(why) => {
-                errors.push(format!("{field}: together the wildcards are too large to compile ({why}); split the policy"));
+                errors.push(format!(
+                    "{field}: together the wildcards are too large to compile ({why}); split the policy"
+                ));
                 None
             }
         };

@@ -34,7 +34,8 @@ impl std::error::Error for Errors {}
 pub fn load(directory: &Path) -> Result<PolicySet, Errors> {
     let mut files = Vec::new();
     if let Err((path, why)) = list(directory, 0, &mut files) {
-        let remedy = if path == directory { "; name another with --policies DIR or policies.directory" } else { "" };
+        let remedy =
+            if path == directory { "; name another with --policies DIR or policies.directory" } else { "" };
         return Err(Errors(vec![format!("cannot read the policies in {}: {why}{remedy}", path.display())]));
     }
     files.sort();
@@ -49,7 +50,8 @@ pub fn load(directory: &Path) -> Result<PolicySet, Errors> {
                 Ok(compiled) => {
                     if let Some(other) = names.insert(compiled.name().to_owned(), source.clone()) {
                         let name = compiled.name();
-                        errors.push(format!("{source}: a policy named '{name}' is already in {other}; rename one"));
+                        errors
+                            .push(format!("{source}: a policy named '{name}' is already in {other}; rename one"));
                     }
                     if !compiled.policy.spec.suspend {
                         set.policies.push(Arc::new(compiled));
@@ -80,7 +82,9 @@ fn list(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), 
         let kind = fs::metadata(&path).map_err(|why| (path.clone(), why))?;
         if kind.is_dir() && depth < DEPTH_LIMIT {
             list(&path, depth + 1, files)?;
-        } else if kind.is_file() && matches!(path.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml")) {
+        } else if kind.is_file()
+            && matches!(path.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml"))
+        {
             files.push(path);
         }
     }
@@ -142,8 +146,16 @@ mod tests {
         fs::create_dir(dir.path().join("sub")).unwrap();
         fs::create_dir(dir.path().join("..data")).unwrap();
         fs::write(dir.path().join("..data/x.yaml"), "not read").unwrap();
-        fs::write(dir.path().join("b.yaml"), format!("---\n{}---\n{}", GOOD.replace("NAME", "b1"), GOOD.replace("NAME", "b2"))).unwrap();
-        fs::write(dir.path().join("sub/c.yml"), GOOD.replace("NAME", "c").replace("spec:", "spec:\n  suspend: true")).unwrap();
+        fs::write(
+            dir.path().join("b.yaml"),
+            format!("---\n{}---\n{}", GOOD.replace("NAME", "b1"), GOOD.replace("NAME", "b2")),
+        )
+        .unwrap();
+        fs::write(
+            dir.path().join("sub/c.yml"),
+            GOOD.replace("NAME", "c").replace("spec:", "spec:\n  suspend: true"),
+        )
+        .unwrap();
         fs::write(dir.path().join("a.yaml"), GOOD.replace("NAME", "a")).unwrap();
         let set = load(dir.path()).unwrap();
         assert_eq!(set.policies.iter().map(|p| p.name()).collect::<Vec<_>>(), ["a", "b1", "b2"]);
@@ -156,14 +168,14 @@ mod tests {
             ("a.yaml", &GOOD.replace("NAME", "twin")),
             ("b.yaml", &GOOD.replace("NAME", "twin")),
             ("c.yaml", &GOOD.replace("paths", "pahts")),
-            ("d.yaml", "kind: a: b\n"),
+            ("d.yaml", "metadata: {name: x\nspec: {}\n"),
             ("e.yaml", &bad_glob),
             ("f.yaml", &GOOD.replace("[/etc/shadow]", "[]")),
             ("g.yaml", &GOOD.replace("kind: Cluster", "kind: Custer")),
         ]);
         let want = "D/b.yaml: a policy named 'twin' is already in D/a.yaml; rename one\n\
             D/c.yaml:5:3: spec: unknown field `pahts`, expected one of `description`, `severity`, `tags`, `threat`, `suspend`, `paths`, `exclude`, `operations`\n\
-            D/d.yaml:1:8: mapping values are not allowed in this context\n\
+            D/d.yaml:2:5: did not find expected ',' or '}' while parsing a flow mapping\n\
             D/e.yaml: spec.paths[0]: 'etc' begins with neither / nor **/; write '/etc' for one place or '**/etc' for any directory\n\
             D/e.yaml: spec.paths[1]: '/x[' opens a [ that it never closes; write '\\[' for a plain one\n\
             D/f.yaml: spec.paths is empty; name at least one file to watch\n\
@@ -175,15 +187,24 @@ mod tests {
     fn a_directory_without_policies_or_without_itself_is_an_error() {
         assert_eq!(errors_of(&[("readme.txt", "")]), "no policy in D: it has no *.yaml file with one");
         let missing = load(Path::new("/does/not/exist")).unwrap_err().to_string();
-        assert_eq!(missing, "cannot read the policies in /does/not/exist: No such file or directory (os error 2); name another with --policies DIR or policies.directory");
+        assert_eq!(
+            missing,
+            "cannot read the policies in /does/not/exist: No such file or directory (os error 2); name another with --policies DIR or policies.directory"
+        );
     }
 
     #[test]
     fn huge_and_binary_files_are_refused() {
-        assert_eq!(errors_of(&[("a.yaml", &" ".repeat(2 << 20))]), "D/a.yaml: the file has 2097152 bytes; at most 1048576 are read, split it");
+        assert_eq!(
+            errors_of(&[("a.yaml", &" ".repeat(2 << 20))]),
+            "D/a.yaml: the file has 2097152 bytes; at most 1048576 are read, split it"
+        );
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.yaml"), b"abc\xff").unwrap();
         let got = load(dir.path()).unwrap_err().to_string();
-        assert!(got.ends_with("a.yaml: byte 3 is not UTF-8; write a byte that is no text as \\xNN in a pattern"), "{got}");
+        assert!(
+            got.ends_with("a.yaml: byte 3 is not UTF-8; write a byte that is no text as \\xNN in a pattern"),
+            "{got}"
+        );
     }
 }

@@ -45,15 +45,20 @@ impl Glob {
             return Err(format!("the pattern is {} bytes long; at most {PATTERN_LIMIT} are allowed", text.len()));
         }
         if !text.starts_with('/') && !text.starts_with("**/") {
-            return Err(format!("'{text}' begins with neither / nor **/; write '/{text}' for one place or '**/{text}' for any directory"));
+            return Err(format!(
+                "'{text}' begins with neither / nor **/; write '/{text}' for one place or '**/{text}' for any directory"
+            ));
         }
         let mut parser = Parser { rest: text.as_bytes(), depth: 0, text };
         let steps = parser.sequence()?;
-        if parser.rest.first().is_some() {
+        if !parser.rest.is_empty() {
             return Err(format!("'{text}' closes a brace that it never opened; write '\\}}' for a plain one"));
         }
         if steps.len() > 1 && steps.last() == Some(&Step::Byte(b'/')) {
-            return Err(format!("'{text}' ends in '/', which no path does; write '{}**' for what is below it", text));
+            return Err(format!(
+                "'{text}' ends in '/', which no path does; write '{}**' for what is below it",
+                text
+            ));
         }
         Ok(Self { text: text.to_owned(), steps })
     }
@@ -212,7 +217,12 @@ impl Parser<'_> {
             match self.next() {
                 Some(b',') => branches.push(self.sequence()?),
                 Some(_) => break,
-                None => return Err(format!("'{}' opens a {{ that it never closes; write '\\{{' for a plain one", self.text)),
+                None => {
+                    return Err(format!(
+                        "'{}' opens a {{ that it never closes; write '\\{{' for a plain one",
+                        self.text
+                    ));
+                }
             }
         }
         self.depth -= 1;
@@ -250,13 +260,25 @@ mod tests {
     #[test]
     fn each_feature_matches_what_the_language_says() {
         for (pattern, yes, no) in [
-            ("/etc/shadow", &["/etc/shadow"][..], &["/etc/shadow-", "/etc/shado", "/x/etc/shadow", "etc/shadow"][..]),
+            (
+                "/etc/shadow",
+                &["/etc/shadow"][..],
+                &["/etc/shadow-", "/etc/shado", "/x/etc/shadow", "etc/shadow"][..],
+            ),
             ("/etc/*.d", &["/etc/.d", "/etc/a.d"], &["/etc/a/b.d", "/etc/ad"]),
             ("/a/?", &["/a/b", "/a/\u{7f}"], &["/a/", "/a/bc", "/a//"]),
             ("/dir/**", &["/dir/a", "/dir/a/b"], &["/dir", "/dir/", "/dirx/a"]),
             ("/a/**/b", &["/a/b", "/a/x/b", "/a/x/y/b"], &["/a/xb", "/ab", "/a/b/c"]),
-            ("**/id_{rsa,ed25519}", &["/id_rsa", "/x/id_ed25519", "id_rsa", "tail/id_rsa"], &["/x/id_dsa", "/xid_rsa"]),
-            ("/home/*/.ssh/**", &["/home/ann/.ssh/id", "/home/b/.ssh/x/y"], &["/home/.ssh/id", "/home/a/b/.ssh/x"]),
+            (
+                "**/id_{rsa,ed25519}",
+                &["/id_rsa", "/x/id_ed25519", "id_rsa", "tail/id_rsa"],
+                &["/x/id_dsa", "/xid_rsa"],
+            ),
+            (
+                "/home/*/.ssh/**",
+                &["/home/ann/.ssh/id", "/home/b/.ssh/x/y"],
+                &["/home/.ssh/id", "/home/a/b/.ssh/x"],
+            ),
             ("/v[0-9a]x", &["/v1x", "/vax"], &["/vbx", "/vx", "/v10x"]),
             ("/v[!0-9]", &["/va"], &["/v1", "/v/"]),
             ("/v[^]a]", &["/vb"], &["/v]", "/va"]),
@@ -276,8 +298,14 @@ mod tests {
     #[test]
     fn a_bad_pattern_is_told_what_to_write_instead() {
         for (pattern, message) in [
-            ("etc/shadow", "'etc/shadow' begins with neither / nor **/; write '/etc/shadow' for one place or '**/etc/shadow' for any directory"),
-            ("/a**b", "'/a**b' has ** next to other characters or inside braces; it stands for whole components, as in '/a/**' or '/a/**/b'; write * within one"),
+            (
+                "etc/shadow",
+                "'etc/shadow' begins with neither / nor **/; write '/etc/shadow' for one place or '**/etc/shadow' for any directory",
+            ),
+            (
+                "/a**b",
+                "'/a**b' has ** next to other characters or inside braces; it stands for whole components, as in '/a/**' or '/a/**/b'; write * within one",
+            ),
             ("/a/[bc", "'/a/[bc' opens a [ that it never closes; write '\\[' for a plain one"),
             ("/a/{b,c", "'/a/{b,c' opens a { that it never closes; write '\\{' for a plain one"),
             ("/a}", "'/a}' closes a brace that it never opened; write '\\}' for a plain one"),

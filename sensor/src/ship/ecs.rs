@@ -11,7 +11,7 @@ use super::{
     record::Record,
 };
 use crate::{
-    event::{CaptureMode, Enriched, Name, Operation, Program},
+    event::{Enriched, Name, Operation, Program},
     policy::{Alert, Compiled},
 };
 
@@ -100,7 +100,8 @@ impl Encoder {
 
     fn process(&self, enriched: &Enriched, raw: &mut Map<String, Value>) -> Value {
         let event = &enriched.event;
-        let entity = |program: &Program| entity_id(self.identity.agent_id, event.boot_id, program.pid, program.start_ns);
+        let entity =
+            |program: &Program| entity_id(self.identity.agent_id, event.boot_id, program.pid, program.start_ns);
         json!({
             "pid": event.pid,
             "entity_id": entity(&enriched.process),
@@ -170,7 +171,7 @@ fn event_fields(alert: &Alert, id: Uuid, sequence: u64, created: Timestamp) -> V
         "outcome": if opened { "success" } else { "failure" },
         "module": "pathwatch",
         "dataset": "pathwatch.alert",
-        "provider": match event.mode { CaptureMode::Fexit => "fexit", CaptureMode::Tracepoint => "tracepoint" },
+        "provider": event.mode,
         "severity": alert.policy.policy.spec.severity as u8,
         "id": id,
         "sequence": sequence,
@@ -219,7 +220,11 @@ fn threat(policy: &Compiled) -> Value {
     }
     let ids = |ids: Vec<&str>| {
         let mut distinct: Vec<&str> = Vec::new();
-        ids.into_iter().for_each(|id| if !distinct.contains(&id) { distinct.push(id) });
+        ids.into_iter().for_each(|id| {
+            if !distinct.contains(&id) {
+                distinct.push(id)
+            }
+        });
         distinct.iter().map(|id| (*id).to_owned()).collect::<Vec<_>>()
     };
     let technique = |id: &str| id.split('.').next().unwrap_or_default().len();
@@ -237,10 +242,9 @@ fn threat(policy: &Compiled) -> Value {
 /// One sentence for a person.
 fn message(alert: &Alert) -> String {
     let event = &alert.event.event;
-    let done: Vec<String> = event.operations().iter().map(|o| format!("{o:?}").to_lowercase()).collect();
     let denied = if event.file.is_some() { "" } else { "was denied to " };
     let path = event.best_path().map_or_else(|| "a file of unknown path".to_owned(), Name::to_string);
-    format!("{}[{}] {denied}{} {path} ({})", event.comm, event.pid, done.join(", "), alert.policy.name())
+    format!("{}[{}] {denied}{} {path} ({})", event.comm, event.pid, event.deed(), alert.policy.name())
 }
 
 /// Text of bytes for a field: the characters as they are, bytes that are no characters as `\xNN`.
@@ -284,8 +288,9 @@ fn prune(value: &mut Value) {
     if let Value::Object(fields) = value {
         fields.retain(|_, value| {
             prune(value);
-            !(value.is_null() || value.as_object().is_some_and(Map::is_empty) || value.as_array().is_some_and(Vec::is_empty))
+            !(value.is_null()
+                || value.as_object().is_some_and(Map::is_empty)
+                || value.as_array().is_some_and(Vec::is_empty))
         });
     }
 }
-

@@ -45,10 +45,18 @@ pub struct Node {
 /// When the directory cannot be made or the file is neither readable nor writable.
 pub(super) fn agent_id(directory: &Path) -> anyhow::Result<Uuid> {
     let path = directory.join("agent-id");
-    let remedy = || format!("cannot keep the sensor's identity in {}; set ship.state_dir to a directory it may write", path.display());
+    let remedy = || {
+        format!(
+            "cannot keep the sensor's identity in {}; set ship.state_dir to a directory it may write",
+            path.display()
+        )
+    };
     fs::create_dir_all(directory).with_context(remedy)?;
     match fs::read_to_string(&path) {
-        Ok(text) => text.trim().parse().with_context(|| format!("{} holds no UUID; remove it to draw a new one", path.display())),
+        Ok(text) => text
+            .trim()
+            .parse()
+            .with_context(|| format!("{} holds no UUID; remove it to draw a new one", path.display())),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
             // Renamed into place: a crash leaves the whole file or none.

@@ -93,7 +93,9 @@ impl Config {
         if self.brokers.is_empty() {
             return Err("ship.kafka.brokers is empty; name at least one as host:port".to_owned());
         }
-        if let Some(bad) = self.brokers.iter().find(|b| !b.rsplit_once(':').is_some_and(|(_, port)| port.parse::<u16>().is_ok())) {
+        if let Some(bad) =
+            self.brokers.iter().find(|b| b.rsplit_once(':').is_none_or(|(_, port)| port.parse::<u16>().is_err()))
+        {
             return Err(format!("ship.kafka.brokers: '{bad}' is not host:port, such as kafka.example:9092"));
         }
         if self.topic.is_empty() {
@@ -121,11 +123,13 @@ impl Config {
             client.set(*name, *value);
         }
         client.set_log_level(RDKafkaLogLevel::Warning);
-        client.create_native_config().map_err(|why| match why {
-            KafkaError::ClientConfig(_, what, name, value) => format!("ship.kafka: {name}={value}: {what}"),
-            other => format!("ship.kafka: {other}"),
-        })?;
-        Ok(client)
+        match client.create_native_config() {
+            Ok(_) => Ok(client),
+            Err(KafkaError::ClientConfig(_, what, name, value)) => {
+                Err(format!("ship.kafka: {name}={value}: {what}"))
+            }
+            Err(why) => Err(format!("ship.kafka: {why}")),
+        }
     }
 }
 
@@ -226,7 +230,8 @@ impl Producer {
             ("ce_time", &time),
         ];
         let headers = headers.into_iter().chain(key.map(|key| ("ce_partitionkey", key)));
-        let headers = headers.fold(OwnedHeaders::new(), |all, (name, value)| all.insert(Header { key: name, value: Some(value) }));
+        let headers = headers
+            .fold(OwnedHeaders::new(), |all, (name, value)| all.insert(Header { key: name, value: Some(value) }));
         let mut message = BaseRecord::with_opaque_to(&self.topic, Box::new(sequence))
             .payload(record.data.get())
             .timestamp(record.time.as_millisecond())
@@ -238,7 +243,12 @@ impl Producer {
             Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => false,
             Err((why, _)) => {
                 self.context.degrade(&format!("topic {}: {why}", self.topic));
-                self.context.0.settled.lock().unwrap_or_else(PoisonError::into_inner).push(Settled::Failed(sequence));
+                self.context
+                    .0
+                    .settled
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .push(Settled::Failed(sequence));
                 self.context.0.something.notify_one();
                 true
             }
@@ -248,7 +258,8 @@ impl Producer {
     /// Waits for delivery reports.
     pub(super) async fn settled(&self) -> Vec<Settled> {
         loop {
-            let settled = std::mem::take(&mut *self.context.0.settled.lock().unwrap_or_else(PoisonError::into_inner));
+            let settled =
+                std::mem::take(&mut *self.context.0.settled.lock().unwrap_or_else(PoisonError::into_inner));
             if !settled.is_empty() {
                 return settled;
             }
@@ -283,8 +294,14 @@ mod tests {
 
     #[test]
     fn contradictions_are_named_with_their_remedy() {
-        assert_eq!(complaint(|c| c.brokers.clear()), "ship.kafka.brokers is empty; name at least one as host:port");
-        assert_eq!(complaint(|c| c.brokers[0] = "kafka".into()), "ship.kafka.brokers: 'kafka' is not host:port, such as kafka.example:9092");
+        assert_eq!(
+            complaint(|c| c.brokers.clear()),
+            "ship.kafka.brokers is empty; name at least one as host:port"
+        );
+        assert_eq!(
+            complaint(|c| c.brokers[0] = "kafka".into()),
+            "ship.kafka.brokers: 'kafka' is not host:port, such as kafka.example:9092"
+        );
         assert_eq!(
             complaint(|c| drop(c.properties.insert("acks".into(), "1".into()))),
             "ship.kafka.properties: 'acks' cannot be set: an acknowledged alert must survive the loss of a broker"

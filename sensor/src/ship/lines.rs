@@ -172,7 +172,12 @@ impl File {
     /// Begins anew after a failure.
     pub(super) fn reopen(&mut self, notices: &Notices) {
         let Some(why) = self.broken.take() else { return };
-        notices.add("ship", "file_degraded", 1, format!("cannot write {}: {why}; alerts wait in the spool", self.config.path.display()));
+        notices.add(
+            "ship",
+            "file_degraded",
+            1,
+            format!("cannot write {}: {why}; alerts wait in the spool", self.config.path.display()),
+        );
         match append_to(&self.config) {
             Ok((out, size)) => {
                 // What the old buffer still held will be sent again; dropping it must not write it twice.

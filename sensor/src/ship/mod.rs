@@ -129,7 +129,8 @@ pub fn start(
     };
     let (committed, committed_reader) = watch::channel(spool.last());
     let (acknowledged, acknowledged_reader) = watch::channel(spool.first().saturating_sub(1));
-    let sender = Sender::new(spool.reader(), sink, committed_reader, acknowledged, metrics.clone(), notices.clone());
+    let sender =
+        Sender::new(spool.reader(), sink, committed_reader, acknowledged, metrics.clone(), notices.clone());
     let writer = Writer::new(encoder, spool, alerts, committed, acknowledged_reader, metrics, notices);
     tasks.spawn(sender.run(give_up));
     tasks.spawn(writer.run());

@@ -26,7 +26,6 @@ pub(super) fn alert(alert: &Alert) -> String {
         Severity::Low => "36",
         Severity::Informational => "2",
     };
-    let done: Vec<String> = event.operations().iter().map(|o| format!("{o:?}").to_lowercase()).collect();
     let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
     let denied = if event.file.is_some() { "" } else { " denied" };
     format!(
@@ -34,7 +33,7 @@ pub(super) fn alert(alert: &Alert) -> String {
         paint("2", &clock(event.time)),
         paint(code, &format!("{severity:<13}")),
         paint("1", &format!("{:<24}", alert.policy.name())),
-        done.join(","),
+        event.deed(),
         paint("1", &path),
         "",
         actor(&alert.event),
@@ -97,8 +96,11 @@ fn flag_names(event: &Event) -> String {
         flags::O_WRONLY => "wr",
         _ => "rdwr",
     };
-    let more = [(flags::O_PATH, "path"), (flags::EXEC, "exec"), (flags::O_CREAT, "creat"), (flags::O_TRUNC, "trunc")];
-    more.iter().filter(|(bit, _)| event.flags & bit != 0).fold(access.to_owned(), |all, (_, name)| all + "," + name)
+    let more =
+        [(flags::O_PATH, "path"), (flags::EXEC, "exec"), (flags::O_CREAT, "creat"), (flags::O_TRUNC, "trunc")];
+    more.iter()
+        .filter(|(bit, _)| event.flags & bit != 0)
+        .fold(access.to_owned(), |all, (_, name)| all + "," + name)
 }
 
 /// The errno's name where it is a usual one.

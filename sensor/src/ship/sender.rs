@@ -59,7 +59,13 @@ impl Sender {
     ) -> Self {
         let next = *acknowledged.borrow() + 1;
         Self {
-            spool, sink, committed, acknowledged, next, metrics, notices,
+            spool,
+            sink,
+            committed,
+            acknowledged,
+            next,
+            metrics,
+            notices,
             in_flight: BTreeSet::new(),
             failed: BTreeMap::new(),
         }
@@ -125,7 +131,12 @@ impl Sender {
             Ok(record) => record,
             Err(why) => {
                 self.metrics.alerts_lost.add(1);
-                self.notices.add("ship", "unreadable", 1, format!("record {sequence} of the spool cannot be read: {why}"));
+                self.notices.add(
+                    "ship",
+                    "unreadable",
+                    1,
+                    format!("record {sequence} of the spool cannot be read: {why}"),
+                );
                 return true;
             }
         };

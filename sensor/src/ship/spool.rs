@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
 use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition,
+    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
+    TableDefinition,
 };
 use uuid::Uuid;
 
@@ -54,15 +55,31 @@ impl Spool {
         let db = match open(&path) {
             Ok(db) => db,
             Err(DatabaseError::DatabaseAlreadyOpen) => {
-                bail!("the spool {} is in use: another pathwatch runs on it; give this one another ship.state_dir", path.display());
+                bail!(
+                    "the spool {} is in use: another pathwatch runs on it; give this one another ship.state_dir",
+                    path.display()
+                );
             }
-            Err(DatabaseError::Storage(redb::StorageError::Io(why))) if why.kind() != std::io::ErrorKind::InvalidData => {
-                return Err(why).with_context(|| format!("cannot open the spool {}; set ship.state_dir to a directory it may write", path.display()));
+            Err(DatabaseError::Storage(redb::StorageError::Io(why)))
+                if why.kind() != std::io::ErrorKind::InvalidData =>
+            {
+                return Err(why).with_context(|| {
+                    format!(
+                        "cannot open the spool {}; set ship.state_dir to a directory it may write",
+                        path.display()
+                    )
+                });
             }
             Err(why) => {
                 let aside = directory.join(format!("spool.redb.damaged-{}", Timestamp::now().as_second()));
-                fs::rename(&path, &aside).with_context(|| format!("cannot move the damaged spool {} aside", path.display()))?;
-                notices.add("ship", "spool_damaged", 1, format!("the spool was damaged ({why}) and is now {}; a new epoch begins", aside.display()));
+                fs::rename(&path, &aside)
+                    .with_context(|| format!("cannot move the damaged spool {} aside", path.display()))?;
+                notices.add(
+                    "ship",
+                    "spool_damaged",
+                    1,
+                    format!("the spool was damaged ({why}) and is now {}; a new epoch begins", aside.display()),
+                );
                 open(&path).with_context(|| format!("cannot make the spool {}", path.display()))?
             }
         };
@@ -159,7 +176,9 @@ impl Reader {
         let read = self.0.begin_read()?;
         let table = read.open_table(RECORDS)?;
         let records = table.range(from..)?.take(limit);
-        records.map(|record| record.map(|(n, bytes)| (n.value(), bytes.value().to_vec())).map_err(redb::Error::from)).collect()
+        records
+            .map(|record| record.map(|(n, bytes)| (n.value(), bytes.value().to_vec())).map_err(redb::Error::from))
+            .collect()
     }
 }
 
@@ -226,7 +245,10 @@ mod tests {
         let spool = Spool::open(dir.path(), 1000, &notices).unwrap();
         assert_eq!(spool.next(), 1);
         assert_eq!(notices.take()[0].reason, "spool_damaged");
-        let left = fs::read_dir(dir.path()).unwrap().filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("damaged-")).count();
+        let left = fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().file_name().to_string_lossy().contains("damaged-"))
+            .count();
         assert_eq!(left, 1);
     }
 }

@@ -53,7 +53,9 @@ impl Writer {
                 changed = self.acknowledged.changed() => if changed.is_err() { break },
             }
             sleep_until(pace).await;
-            while group.len() < GROUP && let Ok(alert) = self.alerts.try_recv() {
+            while group.len() < GROUP
+                && let Ok(alert) = self.alerts.try_recv()
+            {
                 group.push(alert);
             }
             self.write(&mut group).await;
@@ -77,16 +79,26 @@ impl Writer {
                     bytes += record.len() as u64;
                     records.push(record);
                 }
-                Ok(_) => self.lose("spool_full", &alert, "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?"),
+                Ok(_) => self.lose(
+                    "spool_full",
+                    &alert,
+                    "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?",
+                ),
                 Err(why) => self.lose("unencodable", &alert, &why),
             }
         }
         let acknowledged = *self.acknowledged.borrow_and_update();
         while let Err(why) = tokio::task::block_in_place(|| self.spool.commit(&records, acknowledged)) {
             let place = self.spool.path().display();
-            self.notices.add("ship", "spool_write", 1, format!("cannot write the spool {place}: {why}; trying again"));
+            self.notices.add(
+                "ship",
+                "spool_write",
+                1,
+                format!("cannot write the spool {place}: {why}; trying again"),
+            );
             sleep(RETRY).await;
         }
+        tracing::debug!(spooled = self.spool.last(), acknowledged, "committed");
         self.committed.send_replace(self.spool.last());
     }
 

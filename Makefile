@@ -1,0 +1,62 @@
+# The project's doors. Each one installs what it needs first (e2e/setup.sh), says so on standard error, and
+# keeps it in $(PATHWATCH_CACHE), outside the work tree. Standard output belongs to the command itself.
+export PATHWATCH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pathwatch
+export PATH := $(PATHWATCH_CACHE)/bin:$(PATH)
+# rustup looks for its toolchains below HOME; with an empty HOME they are still where the account's own home is.
+export RUSTUP_HOME ?= $(or $(wildcard $(HOME)/.rustup),$(wildcard $(shell getent passwd $$(id -u) | cut -d: -f6)/.rustup),$(HOME)/.rustup)
+
+# Loading eBPF programs needs root; nothing else here does.
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
+RELEASE := target/$(HOST)/release/pathwatch
+KERNELS ?= 5.10 6.12
+AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
+comma := ,
+
+.PHONY: help run test e2e lint full setup release test-unit test-native test-guests
+.SILENT:
+
+help: ## this list
+	sed -n 's/^\([a-z0-9-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 22
+
+run: release ## the sensor on this machine, with ./policies, alerts on standard output
+	exec $(SUDO) $(RELEASE) run
+
+release:
+	e2e/setup.sh build
+	echo 'building pathwatch (the first time takes about 3 minutes)' >&2
+	cargo build --locked --release -p sensor >&2
+
+setup: ## everything that building and testing needs
+	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka
+
+test: test-unit test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
+
+test-unit:
+	e2e/setup.sh build
+	cargo test --locked -p sensor-ebpf
+	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay
+
+test-native:
+	e2e/setup.sh build kafka
+	cargo test --locked -p sensor --test kernel --test first_light --test kafka $(AS_ROOT) -- --test-threads=1
+
+test-guests:
+	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests
+	for kernel in $(KERNELS); do \
+	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 || exit 1; \
+	done
+
+e2e: ## the README's journey with the release binary: make run, cat, one alert
+	e2e/setup.sh build
+	e2e/first-light.sh
+
+lint: ## formatting, lints of both sides, dependencies' licences and sources
+	e2e/setup.sh build lint
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTC_BOOTSTRAP=1 cargo clippy --locked -p sensor-ebpf --bins --target bpfel-unknown-none -Zbuild-std=core --target-dir target/ebpf-lint -- -D warnings
+	cargo deny --locked check licenses bans sources
+
+full: lint test e2e ## everything, and the kernels that CI leaves out
+	$(MAKE) test-guests KERNELS="6.1 7"

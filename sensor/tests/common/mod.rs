@@ -1,0 +1,20 @@
+//! The command under test.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test takes from here what it needs")]
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// The command under test, with nothing of this environment's configuration.
+pub(crate) fn pathwatch() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pathwatch"));
+    for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PATHWATCH__")) {
+        command.env_remove(name);
+    }
+    command
+}
+
+/// The project's root.
+pub(crate) fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
+}

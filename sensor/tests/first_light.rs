@@ -1,0 +1,129 @@
+//! The main job on this machine: a real process opens a real file, and the sensor says so. Needs root.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "figures belong in the log")]
+mod common;
+#[path = "common/running.rs"]
+mod running;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs::{self, File},
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use common::{pathwatch, root};
+use running::{PATIENCE, Sensor, total};
+
+#[test]
+fn cat_of_the_shadow_file_is_one_alert_within_a_second() {
+    let sensor = Sensor::start(pathwatch().arg("run").current_dir(root()));
+    let began = Instant::now();
+    let mut cat = Command::new("cat").arg("/etc/shadow").stdout(std::process::Stdio::null()).spawn().unwrap();
+    let alert = sensor.lines.recv_timeout(PATIENCE).unwrap();
+    let took = began.elapsed();
+    println!("alert after {took:?}");
+    assert!(took < Duration::from_secs(1));
+    assert_eq!(alert["file"]["path"], "/etc/shadow");
+    assert_eq!(alert["process"]["pid"], cat.id());
+    assert_eq!(alert["process"]["name"], "cat");
+    assert_eq!(alert["rule"]["name"], "shadow-read");
+    assert_eq!(alert["event"]["sequence"], 1);
+    assert_eq!(alert["host"]["name"], rustix::system::uname().nodename().to_str().unwrap());
+    cat.wait().unwrap();
+    let (more, log) = sensor.stop();
+    assert_eq!(more, Vec::<serde_json::Value>::new());
+    assert_eq!((total(&log, "fired"), total(&log, "shipped"), total(&log, "opens_lost")), (1, 1, 0));
+    assert_eq!(total(&log, "captured"), total(&log, "matched") + total(&log, "unmatched"));
+}
+
+#[test]
+fn trace_shows_each_of_ten_thousand_opens_once_with_pid_command_and_whole_path() {
+    const OPENS: usize = 10_000;
+    let dir = tempfile::tempdir().unwrap();
+    let dir = dir.path().canonicalize().unwrap();
+    // Every tenth path is 3,000 bytes long: twelve directories with long names, and the rest in the file's.
+    let mut deep = dir.clone();
+    while deep.as_os_str().len() < 2750 {
+        deep.push("d".repeat(220));
+    }
+    fs::create_dir_all(&deep).unwrap();
+    let paths: Vec<_> = (0..OPENS)
+        .map(|n| {
+            if n % 10 != 0 {
+                return dir.join(format!("f{n}"));
+            }
+            let room = 3000 - deep.as_os_str().len() - 1;
+            deep.join(format!("{n:0>room$}"))
+        })
+        .collect();
+    paths.iter().for_each(|path| drop(File::create(path).unwrap()));
+
+    let glob = format!("{}/**", dir.display());
+    let sensor = Sensor::start(pathwatch().args(["trace", "--json", &glob]));
+    // A process of its own: the sensor under test must tell it from this one.
+    let opener = std::thread::Builder::new().name("opener".to_owned()).spawn({
+        let paths = paths.clone();
+        move || paths.iter().for_each(|path| drop(File::open(path).unwrap()))
+    });
+    opener.unwrap().join().unwrap();
+    let (events, log) = sensor.stop();
+
+    let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
+    for event in &events {
+        assert_eq!(event["pid"], std::process::id());
+        assert_eq!(event["comm"], "opener");
+        *seen.entry(event["path"].as_str().unwrap()).or_default() += 1;
+    }
+    println!("{} events, {} lost", events.len(), total(&log, "opens_lost"));
+    assert_eq!(total(&log, "opens_lost"), 0);
+    let expected: BTreeMap<&str, usize> = paths.iter().map(|path| (path.to_str().unwrap(), 1)).collect();
+    assert_eq!(expected.keys().filter(|path| path.len() == 3000).count(), OPENS / 10);
+    assert!(
+        seen == expected,
+        "{:?}",
+        seen.keys().collect::<BTreeSet<_>>().symmetric_difference(&expected.keys().collect()).next()
+    );
+}
+
+#[test]
+fn a_recording_of_trace_is_what_replay_reads() {
+    let dir = tempfile::tempdir().unwrap();
+    let recording = dir.path().join("opens.jsonl");
+    let sensor = Sensor::start(pathwatch().args(["trace", "--json", "/etc/shadow", "--record"]).arg(&recording));
+    drop(File::open("/etc/shadow").unwrap());
+    sensor.lines.recv_timeout(PATIENCE).unwrap();
+    sensor.stop();
+    let out = pathwatch().arg("replay").arg(&recording).current_dir(root()).output().unwrap();
+    assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+    let alert: serde_json::Value = serde_json::from_slice(&out.stdout).unwrap();
+    assert_eq!(
+        (&alert["file"]["path"], &alert["process"]["pid"]),
+        (&"/etc/shadow".into(), &std::process::id().into())
+    );
+    let executable = std::env::current_exe().unwrap();
+    assert_eq!(alert["process"]["executable"], executable.to_str().unwrap());
+    assert_eq!(alert["pathwatch"]["enrichment"], "complete");
+}
+
+#[test]
+fn a_reader_that_leaves_ends_the_sensor_in_peace() {
+    let mut sensor = pathwatch()
+        .args(["run", "--policies"])
+        .arg(root().join("policies"))
+        .stdout(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(sensor.stdout.take());
+    let began = Instant::now();
+    let status = loop {
+        // The first alert after the reader has left tells the sensor so.
+        drop(File::open("/etc/shadow").unwrap());
+        if let Some(status) = sensor.try_wait().unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < PATIENCE);
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(status.success(), "{status}");
+}
