@@ -39,12 +39,12 @@ test-unit:
 
 test-native:
 	e2e/setup.sh build kafka
-	cargo test --locked -p sensor --test kernel --test first_light --test kafka $(AS_ROOT) -- --test-threads=1
+	cargo test --locked -p sensor --test kernel --test first_light --test kafka $(AS_ROOT) -- --test-threads=1 --nocapture
 
 test-guests:
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests
 	for kernel in $(KERNELS); do \
-	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 || exit 1; \
+	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
 	done
 
 e2e: ## the README's journey with the release binary: make run, cat, one alert

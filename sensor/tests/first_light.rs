@@ -8,7 +8,7 @@ mod running;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
-    process::Command,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
@@ -19,7 +19,7 @@ use running::{PATIENCE, Sensor, total};
 fn cat_of_the_shadow_file_is_one_alert_within_a_second() {
     let sensor = Sensor::start(pathwatch().arg("run").current_dir(root()));
     let began = Instant::now();
-    let mut cat = Command::new("cat").arg("/etc/shadow").stdout(std::process::Stdio::null()).spawn().unwrap();
+    let mut cat = Command::new("cat").arg("/etc/shadow").stdout(Stdio::null()).spawn().unwrap();
     let alert = sensor.lines.recv_timeout(PATIENCE).unwrap();
     let took = began.elapsed();
     println!("alert after {took:?}");
@@ -108,22 +108,19 @@ fn a_recording_of_trace_is_what_replay_reads() {
 
 #[test]
 fn a_reader_that_leaves_ends_the_sensor_in_peace() {
-    let mut sensor = pathwatch()
-        .args(["run", "--policies"])
-        .arg(root().join("policies"))
-        .stdout(std::process::Stdio::piped())
-        .spawn()
-        .unwrap();
-    drop(sensor.stdout.take());
-    let began = Instant::now();
-    let status = loop {
-        // The first alert after the reader has left tells the sensor so.
-        drop(File::open("/etc/shadow").unwrap());
-        if let Some(status) = sensor.try_wait().unwrap() {
-            break status;
-        }
-        assert!(began.elapsed() < PATIENCE);
-        std::thread::sleep(Duration::from_millis(20));
-    };
-    assert!(status.success(), "{status}");
+    for command in [&["run", "--policies", "policies"][..], &["trace", "--json", "/no/such/file"]] {
+        let sensor =
+            pathwatch().args(command).current_dir(root()).stdout(Stdio::piped()).stderr(Stdio::null()).spawn();
+        let mut sensor = sensor.unwrap();
+        drop(sensor.stdout.take());
+        let began = Instant::now();
+        let status = loop {
+            if let Some(status) = sensor.try_wait().unwrap() {
+                break status;
+            }
+            assert!(began.elapsed() < PATIENCE, "{command:?} did not notice");
+            std::thread::sleep(Duration::from_millis(20));
+        };
+        assert!(status.success(), "{status}");
+    }
 }

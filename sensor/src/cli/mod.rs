@@ -10,6 +10,7 @@ use std::{
 };
 
 use clap::{Args, Parser, Subcommand};
+use rustix::event::{PollFd, PollFlags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -129,6 +130,20 @@ fn block_on<F: Future<Output = anyhow::Result<()>>>(
         });
         future(stop).await
     })
+}
+
+/// Cancels `stop` when the reader of standard output goes away: `pathwatch run | head -1` must end with head, not
+/// with the alert after.
+fn stop_with_reader(stop: CancellationToken) {
+    std::thread::spawn(move || {
+        let stdout = std::io::stdout();
+        // Asked for nothing, poll(2) waits for an error or a hang-up, which a file never has.
+        let mut fds = [PollFd::new(&stdout, PollFlags::empty())];
+        match rustix::event::poll(&mut fds, None) {
+            Ok(_) => stop.cancel(),
+            Err(why) => tracing::debug!(%why, "cannot wait for the reader of standard output"),
+        }
+    });
 }
 
 /// Logs go to standard error, so that standard output is alerts and nothing else.

@@ -3,7 +3,8 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Common, block_on, load_policies, start_log};
+use super::{Common, block_on, load_policies, start_log, stop_with_reader};
+use crate::ship::SinkKind;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -27,5 +28,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
     start_log(&config.log)?;
     let policies = load_policies(arguments.policies.as_ref().unwrap_or(&config.policies.directory))?;
-    block_on(|stop| crate::run(config, policies, stop))
+    block_on(|stop| {
+        if config.ship.sink == SinkKind::Stdout {
+            stop_with_reader(stop.clone());
+        }
+        crate::run(config, policies, stop)
+    })
 }

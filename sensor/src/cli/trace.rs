@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Common, block_on, start_log};
+use super::{Common, block_on, start_log, stop_with_reader};
 use crate::{
     config,
     event::Enriched,
@@ -84,7 +84,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    match block_on(|stop| crate::trace(config, show, stop)) {
+    let traced = block_on(|stop| {
+        stop_with_reader(stop.clone());
+        crate::trace(config, show, stop)
+    });
+    match traced {
         // The reader of our output has seen enough.
         Err(why) if why.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
             Ok(())
