@@ -42,7 +42,7 @@ cp "$binary" "$root/bin/workload"
 cat > "$root/init" <<S
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/ RUST_BACKTRACE=1
+export PATH=/bin HOME=/ RUST_BACKTRACE=1 PATHWATCH_REQUIRE_FEXIT=1
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev

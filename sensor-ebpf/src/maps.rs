@@ -46,8 +46,7 @@ pub(crate) fn count_loss(hook: Hook, reason: Loss) {
 pub(crate) fn next_sequence(hook: Hook) -> u64 {
     let Some(last) = SEQUENCES.get_ptr_mut(hook as u32) else { return 0 };
     // SAFETY: this CPU's slot of this program; nobody else writes it.
-    unsafe {
-        *last += 1;
-        *last
-    }
+    let last = unsafe { &mut *last };
+    *last += 1;
+    *last
 }

@@ -23,10 +23,13 @@ pub(crate) enum Source {
     User(u64),
 }
 
-/// Borrow of this CPU's scratch of one program.
+/// Borrow of this CPU's scratch of one program, by its parts.
 #[derive(Clone, Copy)]
 pub(crate) struct Builder {
     scratch: *mut Scratch,
+    record: *mut OpenRecord,
+    body: *mut [u8; BODY_LEN],
+    position: *mut u32,
     hook: Hook,
 }
 
@@ -35,10 +38,12 @@ impl Builder {
     #[inline(always)]
     pub(crate) fn new(hook: Hook) -> Option<Self> {
         let scratch = crate::maps::scratch(hook)?;
-        let new = Self { scratch, hook };
+        // SAFETY: the map's value is a Scratch, and this program's alone on this CPU while it runs.
+        let Scratch { record, body, position } = unsafe { &mut *scratch };
+        let new = Self { scratch, record, body, position, hook };
         new.set_position(0);
-        // SAFETY: the scratch is this program's own on this CPU; all-zero bytes are a record.
-        unsafe { core::ptr::write_bytes(&raw mut (*scratch).record, 0, 1) };
+        // SAFETY: `record` points into the scratch; all-zero bytes are a record.
+        unsafe { core::ptr::write_bytes(new.record, 0, 1) };
         Some(new)
     }
 
@@ -46,43 +51,36 @@ impl Builder {
     #[inline(always)]
     pub(crate) fn record(&mut self) -> &mut OpenRecord {
         // SAFETY: the scratch is this program's own on this CPU, and `&mut self` keeps the borrow alone.
-        unsafe { &mut (*self.scratch).record }
+        unsafe { &mut *self.record }
     }
 
     #[inline(always)]
     fn position(self) -> usize {
-        // SAFETY: as for `record`; volatile, so that the compiler does not keep it in a register.
-        unsafe { (&raw const (*self.scratch).position).read_volatile() as usize }
+        // SAFETY: points into the scratch; volatile, so that the compiler does not keep it in a register.
+        unsafe { self.position.read_volatile() as usize }
     }
 
     #[inline(always)]
     fn set_position(self, position: usize) {
         // SAFETY: as for `position`.
-        unsafe { (&raw mut (*self.scratch).position).write_volatile(position as u32) };
+        unsafe { self.position.write_volatile(position as u32) };
     }
 
     /// Sets `STATUS_*` flags.
     #[inline(always)]
-    pub(crate) fn flag(self, status: u32) {
-        // SAFETY: as for `position`; volatile keeps the field out of registers across the walk.
-        let field = unsafe { &raw mut (*self.scratch).record.status };
-        // SAFETY: `field` points into the scratch.
-        let old = unsafe { field.read_volatile() };
-        // SAFETY: as above.
-        unsafe { field.write_volatile(old | status) };
+    pub(crate) fn flag(mut self, status: u32) {
+        self.record().status |= status;
     }
 
     /// Copies the name that the process passed to the front of the body.
     #[inline(always)]
     pub(crate) fn put_requested(mut self, source: Source) {
-        // SAFETY: the body is in the scratch.
-        let to = unsafe { (&raw mut (*self.scratch).body).cast() };
-        // SAFETY: the body has room for REQUESTED_LIMIT bytes; the helpers check the source themselves.
-        let copied = unsafe {
-            match source {
-                Source::Kernel(from) => bpf_probe_read_kernel_str(to, REQUESTED_LIMIT as u32, from as *const _),
-                Source::User(from) => bpf_probe_read_user_str(to, REQUESTED_LIMIT as u32, from as *const _),
-            }
+        let (to, size) = (self.body.cast(), REQUESTED_LIMIT as u32);
+        let copied = match source {
+            // SAFETY: the body has room for REQUESTED_LIMIT bytes; the helper checks the source itself.
+            Source::Kernel(from) => unsafe { bpf_probe_read_kernel_str(to, size, from as *const _) },
+            // SAFETY: as above.
+            Source::User(from) => unsafe { bpf_probe_read_user_str(to, size, from as *const _) },
         };
         // The helper counts the NUL and returns the full size when it had to cut.
         if copied <= 0 || copied >= REQUESTED_LIMIT as i64 {
@@ -97,8 +95,8 @@ impl Builder {
     /// First byte of the requested name; zero when there is none.
     #[inline(always)]
     pub(crate) fn requested_first(self) -> u8 {
-        // SAFETY: the body is in the scratch.
-        unsafe { (*self.scratch).body[0] }
+        // SAFETY: points into the scratch, and the body is not empty.
+        unsafe { self.body.cast::<u8>().read() }
     }
 
     /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
@@ -110,14 +108,18 @@ impl Builder {
         }
         let len = len & NAME_LIMIT as u32;
         // SAFETY: the check above leaves room for a length and the longest name.
-        let at = unsafe { (&raw mut (*self.scratch).body).cast::<u8>().add(position) };
+        let at = unsafe { self.body.cast::<u8>().add(position) };
         let [low, high] = (len as u16).to_le_bytes();
         // SAFETY: two bytes of that room, written singly because the position has no alignment.
         unsafe { at.write_volatile(low) };
         // SAFETY: as above.
-        unsafe { at.add(1).write_volatile(high) };
+        let second = unsafe { at.add(1) };
+        // SAFETY: as above.
+        unsafe { second.write_volatile(high) };
+        // SAFETY: as above.
+        let to = unsafe { at.add(COMPONENT_LEN) };
         // SAFETY: the rest of that room holds NAME_LIMIT bytes, and `len` is at most that.
-        unsafe { bpf_probe_read_kernel(at.add(COMPONENT_LEN).cast(), len, name as *const _) };
+        unsafe { bpf_probe_read_kernel(to.cast(), len, name as *const _) };
         self.set_position(position + COMPONENT_LEN + len as usize);
         true
     }
@@ -134,7 +136,7 @@ impl Builder {
             return count_loss(self.hook, Loss::Unreadable);
         }
         self.record().header.sequence = next_sequence(self.hook);
-        // SAFETY: `len` bytes from the start of the scratch are within it.
+        // SAFETY: `len` bytes from the start of the scratch are within it, and all of them were written before.
         let bytes = unsafe { core::slice::from_raw_parts(self.scratch.cast::<u8>(), len) };
         if EVENTS.output::<[u8]>(bytes, 0).is_err() {
             count_loss(self.hook, Loss::RingFull);

@@ -25,12 +25,12 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.uid = uid_gid as u32;
     header.gid = (uid_gid >> 32) as u32;
     header.hook = hook as u16;
-    // SAFETY: the helpers have no preconditions.
-    unsafe {
-        header.time_ns = bpf_ktime_get_boot_ns();
-        header.cgroup_id = bpf_get_current_cgroup_id();
-        header.cpu = bpf_get_smp_processor_id();
-    }
+    // SAFETY: the helper has no preconditions.
+    header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
+    // SAFETY: as above.
+    header.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
+    // SAFETY: as above.
+    header.cpu = unsafe { bpf_get_smp_processor_id() };
     let leader: u64 = read(current(), constant(&TASK_GROUP_LEADER));
     header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
     // SAFETY: the helper writes at most the size that it is given.

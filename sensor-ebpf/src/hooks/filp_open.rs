@@ -1,5 +1,5 @@
 //! Every open with its outcome, on kernels that allow fexit.
-use aya_ebpf::{macros::fexit, programs::FExitContext};
+use aya_ebpf::{EbpfContext as _, macros::fexit, programs::FExitContext};
 use sensor_ebpf::Hook;
 
 use super::open::{begin, put_file, put_requested};
@@ -25,7 +25,9 @@ fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
     let dirfd: i32 = ctx.arg(0);
     let filename: u64 = ctx.arg(1);
     let open_flags: u64 = ctx.arg(2);
-    let file: u64 = ctx.arg(3);
+    // The return value as a plain number: as `ctx.arg(3)` it is a pointer to the verifier, from which no errno can
+    // be taken ("pointer arithmetic with <<= operator prohibited").
+    let file: u64 = read(ctx.as_ptr() as u64, 3 * size_of::<u64>());
     let flags: u32 = read(open_flags, constant(&OPEN_FLAGS_OPEN_FLAG));
     let result = if is_error(file) { file as i32 } else { 0 };
     let mut record = begin(Hook::DoFilpOpen, flags, result)?;

@@ -35,7 +35,7 @@ pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
         Mode::Auto => match try_fexit() {
             Ok(loaded) => loaded,
             Err(why) => {
-                tracing::info!(why = %first_line(&why), "this kernel refuses fexit; falling back to the return of system calls");
+                tracing::warn!(why = %first_line(&why), "no fexit on this kernel; falling back to the return of system calls");
                 try_tracepoint()?
             }
         },

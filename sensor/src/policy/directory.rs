@@ -175,7 +175,7 @@ mod tests {
         ]);
         let want = "D/b.yaml: a policy named 'twin' is already in D/a.yaml; rename one\n\
             D/c.yaml:5:3: spec: unknown field `pahts`, expected one of `description`, `severity`, `tags`, `threat`, `suspend`, `paths`, `exclude`, `operations`\n\
-            D/d.yaml:2:5: did not find expected ',' or '}' while parsing a flow mapping\n\
+            D/d.yaml:2:5: did not find expected ',' or '}' at line 2 column 5, while parsing a flow mapping\n\
             D/e.yaml: spec.paths[0]: 'etc' begins with neither / nor **/; write '/etc' for one place or '**/etc' for any directory\n\
             D/e.yaml: spec.paths[1]: '/x[' opens a [ that it never closes; write '\\[' for a plain one\n\
             D/f.yaml: spec.paths is empty; name at least one file to watch\n\
