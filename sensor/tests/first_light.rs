@@ -107,6 +107,19 @@ fn a_recording_of_trace_is_what_replay_reads() {
 }
 
 #[test]
+fn a_kernel_without_type_information_is_1_with_what_it_needs() {
+    // In a mount namespace of its own, where nothing of this machine's is changed.
+    let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" run";
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", hide, env!("CARGO_BIN_EXE_pathwatch")]).current_dir(root());
+    let out = command.output().unwrap();
+    let said = String::from_utf8(out.stderr).unwrap();
+    assert_eq!(out.status.code(), Some(1), "{said}");
+    let want = "pathwatch: this kernel has no type information at /sys/kernel/btf/vmlinux: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are";
+    assert_eq!(said.lines().last(), Some(want));
+}
+
+#[test]
 fn a_reader_that_leaves_ends_the_sensor_in_peace() {
     for command in [&["run", "--policies", "policies"][..], &["trace", "--json", "/no/such/file"]] {
         let sensor =

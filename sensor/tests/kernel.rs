@@ -16,7 +16,7 @@ use std::{
 use rustix::fs::{AtFlags, CWD, Mode as Perm, OFlags, ResolveFlags};
 use sensor::{
     capture::{Capture, Config, Error, Mode},
-    event::{CaptureMode, Event, PathStatus, flags},
+    event::{CaptureMode, Event, Operation, PathStatus, flags},
     metrics::Metrics,
     notice::Notices,
 };
@@ -58,7 +58,7 @@ impl Watch {
             events.push(event);
         }
         self.running.await.unwrap().unwrap();
-        events.retain(|event| event.tid == tid);
+        let others = events.extract_if(.., |event| event.tid != tid).collect();
         let m = &self.metrics;
         assert_eq!(m.undecodable.get(), 0);
         assert_eq!(
@@ -66,13 +66,16 @@ impl Watch {
             m.captured.get() + m.opens_lost.get(),
             "an open is neither here nor counted as lost"
         );
-        Observed { mode: self.mode, events, lost: m.opens_lost.get() }
+        Observed { mode: self.mode, events, others, lost: m.opens_lost.get() }
     }
 }
 
 struct Observed {
     mode: CaptureMode,
+    /// This thread's.
     events: Vec<Event>,
+    /// Everybody else's.
+    others: Vec<Event>,
     lost: u64,
 }
 
@@ -226,6 +229,29 @@ fn each_open_like_call_is_seen_once_with_its_flags() {
         fs::create_dir(dir.join("d")).unwrap();
         let list = || drop(fs::read_dir(dir.join("d")).unwrap());
         assert_eq!(block(watch().during(list)).only_below(dir).file.as_ref().unwrap().kind(), "dir");
+    });
+}
+
+#[test]
+fn an_exec_is_told_from_a_read() {
+    in_each_mode(|watch, dir| {
+        let program = dir.join("program");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let run =
+            || assert!(std::process::Command::new(&program).arg("--list").output().unwrap().status.success());
+        let seen = block(watch().during(run));
+        let of_program = |event: &&Event| {
+            event.path.as_ref().is_some_and(|path| path.as_bytes() == program.as_os_str().as_bytes())
+        };
+        let execs: Vec<_> = seen.others.iter().filter(of_program).collect();
+        if seen.mode == CaptureMode::Tracepoint {
+            // execve opens the program inside the kernel: no descriptor is returned to anybody.
+            assert!(execs.is_empty(), "{execs:#?}");
+        } else {
+            assert_eq!(execs.len(), 1, "{execs:#?}");
+            assert_eq!(execs[0].operations(), [Operation::Exec]);
+            assert_ne!(execs[0].pid, std::process::id());
+        }
     });
 }
 
