@@ -2,6 +2,8 @@
 # first-light.sh   the README's journey by its own door: make run, cat /etc/shadow, one alert within a second; JSON
 # lines in a pipe, columns on a terminal, and an end when the reader leaves.
 set -euo pipefail
+# This make is the user's own, not a part of the one that may have started this script.
+unset MAKELEVEL MAKEFLAGS MFLAGS
 cd "$(dirname "$0")/.."
 work=$(mktemp -d); started=()
 finish() { for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done; rm -rf "$work"; }

@@ -162,6 +162,13 @@ pub enum PathStatus {
     RequestedUntrusted,
 }
 
+impl fmt::Display for PathStatus {
+    /// The word that recordings and alerts have for it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.serialize(f)
+    }
+}
+
 /// What is known of an opened file beside its path.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct File {

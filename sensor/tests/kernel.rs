@@ -115,7 +115,7 @@ fn in_each_mode_deep(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path))
                 println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap());
                 continue;
             }
-            Err(why) => panic!("{mode:?}: {why}"),
+            Err(why) => panic!("{mode:?}: {why:?}"),
         }
         let directory = tempfile::tempdir().unwrap();
         case(&|| Watch::start_deep(mode, walk_rounds).unwrap(), &directory.path().canonicalize().unwrap());

@@ -35,7 +35,7 @@ pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
         Mode::Auto => match try_fexit() {
             Ok(loaded) => loaded,
             Err(why) => {
-                tracing::warn!(why = %first_line(&why), "no fexit on this kernel; falling back to the return of system calls");
+                tracing::warn!("{why}; falling back to the return of system calls");
                 try_tracepoint()?
             }
         },
@@ -78,11 +78,6 @@ where
 {
     let found = bpf.program_mut(name).ok_or(Error::MissingProgram(name))?;
     found.try_into().map_err(|why: aya::programs::ProgramError| Error::Load(name, why.into()))
-}
-
-/// First line of an error: a verifier's refusal goes on for thousands.
-fn first_line(why: &Error) -> String {
-    why.to_string().lines().next().unwrap_or_default().to_owned()
 }
 
 /// Checks the capabilities that loading needs, so that a refusal names them instead of a system call.

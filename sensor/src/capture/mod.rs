@@ -118,7 +118,7 @@ pub enum Error {
     #[error("the embedded kernel object has no {0}: this binary is damaged")]
     MissingProgram(&'static str),
     /// The kernel refused.
-    #[error("the kernel refuses to load {0}: {1:#}")]
+    #[error("the kernel refuses to load {0}: {cause}", cause = .1.root_cause())]
     Load(&'static str, #[source] anyhow::Error),
     /// A file of the kernel cannot be read.
     #[error("cannot read {0}: {1}")]

@@ -2,7 +2,7 @@
 use jiff::{Timestamp, tz::TimeZone};
 
 use crate::{
-    event::{Enriched, Event, Name, flags},
+    event::{Enriched, Event, Name, PathStatus, flags},
     policy::{Alert, Severity},
 };
 
@@ -73,7 +73,9 @@ pub fn open_line(enriched: &Enriched) -> String {
     let result = if event.result == 0 { "ok".to_owned() } else { errno_name(event.result) };
     let result = format!("{result:<8}");
     let result = if event.result == 0 { paint("32", &result) } else { paint("31", &result) };
-    let status: Vec<String> = event.status.iter().map(|s| format!("{s:?}")).collect();
+    // A race is possible on every line of the tracepoint mode, which the log has said once.
+    let status = event.status.iter().filter(|status| **status != PathStatus::FdRacePossible);
+    let status: Vec<String> = status.map(PathStatus::to_string).collect();
     let status = if status.is_empty() { String::new() } else { paint("2", &format!("  [{}]", status.join(","))) };
     format!(
         "{}  {:>7}  {:<15}  {place:<24}  {:<14}  {result}  {path}{status}",
