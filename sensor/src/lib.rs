@@ -46,16 +46,10 @@ pub async fn run(config: Config, policies: PolicySet, stop: CancellationToken) -
     let Common { metrics, notices, give_up } = common.clone();
     let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
 
-    let (capture, events) = Capture::new(&config.capture, metrics.clone(), notices.clone())?;
-    let (enrich, enriched) = Enrich::new(events, metrics.clone());
+    let enriched = start_capture_and_enrich(&config, &stop, &common, &mut tasks)?;
     let alerts = start_matcher(enriched, policies, metrics.clone(), &mut tasks);
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
-    tasks.spawn(capture.run(stop.clone()));
-    tasks.spawn_blocking(|| {
-        enrich.run();
-        Ok(())
-    });
     finish(tasks, stop, common).await
 }
 
@@ -87,14 +81,7 @@ pub async fn trace(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (mut tasks, common) = (JoinSet::new(), Common::default());
-    let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
-    let (enrich, mut enriched) = Enrich::new(events, common.metrics.clone());
-
-    tasks.spawn(capture.run(stop.clone()));
-    tasks.spawn_blocking(|| {
-        enrich.run();
-        Ok(())
-    });
+    let mut enriched = start_capture_and_enrich(&config, &stop, &common, &mut tasks)?;
     tasks.spawn_blocking(move || {
         while let Some(event) = enriched.blocking_recv() {
             show(&event, enriched.is_empty())?;
@@ -102,6 +89,23 @@ pub async fn trace(
         Ok(())
     });
     finish(tasks, stop, common).await
+}
+
+/// The first two stages: real opens, and who made them.
+fn start_capture_and_enrich(
+    config: &Config,
+    stop: &CancellationToken,
+    common: &Common,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> Result<mpsc::Receiver<Enriched>, capture::Error> {
+    let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
+    let (enrich, enriched) = Enrich::new(events, common.metrics.clone());
+    tasks.spawn(capture.run(stop.clone()));
+    tasks.spawn_blocking(|| {
+        enrich.run();
+        Ok(())
+    });
+    Ok(enriched)
 }
 
 /// The matcher as a stage.

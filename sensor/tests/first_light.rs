@@ -115,7 +115,7 @@ fn a_kernel_without_type_information_is_1_with_what_it_needs() {
     let out = command.output().unwrap();
     let said = String::from_utf8(out.stderr).unwrap();
     assert_eq!(out.status.code(), Some(1), "{said}");
-    let want = "pathwatch: this kernel has no type information at /sys/kernel/btf/vmlinux: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are";
+    let want = "pathwatch: this kernel has no type information at /sys/kernel/btf/vmlinux: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are";
     assert_eq!(said.lines().last(), Some(want));
 }
 

@@ -192,6 +192,28 @@ fn an_unreachable_broker_is_no_error_and_a_stopped_sensor_leaves_its_alerts_in_t
 }
 
 #[test]
+fn a_topic_that_appears_late_gets_every_alert() {
+    let mut broker = Broker::new();
+    broker.start();
+    let site = Site::new();
+    let mut command = site.sensor(&broker);
+    // librdkafka believes for 30 s that a missing topic is only late; here it gives up sooner, again and again.
+    command.env("PATHWATCH__SHIP__KAFKA__PROPERTIES", "{topic.metadata.propagation.max.ms: '500'}");
+    let mut sensor = Sensor::start(&mut command);
+    let mut opened = site.open(0..50);
+    sensor.wait_for_log("Kafka is degraded");
+    opened.extend(site.open(50..100));
+    wait_for_spooled(&mut sensor, 100);
+    broker.create_topic(TOPIC, 1);
+    let records = broker.consume_until(TOPIC, |records| paths(records).len() >= 100);
+    sensor.wait_for_log("Kafka acknowledges again");
+    let (_, log) = sensor.stop();
+    assert_eq!(paths(&records), opened);
+    println!("{} records, {} of them repeated", records.len(), assert_gapless(&records));
+    assert_eq!((total(&log, "shipped"), total(&log, "alerts_lost")), (100, 0));
+}
+
+#[test]
 fn a_file_sink_rotates_and_holds_every_alert() {
     let site = Site::new();
     let file = site.directory.path().join("alerts.jsonl");

@@ -98,7 +98,7 @@ pub enum Error {
     NotPermitted,
     /// The kernel does not describe itself.
     #[error(
-        "this kernel has no type information at {}: Pathwatch needs a kernel of 5.8 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
+        "this kernel has no type information at {}: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
         btf::VMLINUX
     )]
     NoBtf,

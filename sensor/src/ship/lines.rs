@@ -59,7 +59,13 @@ impl Stdout {
             match write() {
                 Ok(()) => self.metrics.shipped.add(1),
                 Err(why) if why.kind() == io::ErrorKind::BrokenPipe => {
-                    self.metrics.alerts_lost.add(1);
+                    // The reader has left; what is still on its way to it is lost.
+                    alerts.close();
+                    let mut left = 1;
+                    while alerts.try_recv().is_ok() {
+                        left += 1;
+                    }
+                    self.metrics.alerts_lost.add(left);
                     return Ok(());
                 }
                 Err(why) => return Err(why).context("cannot write to standard output"),
@@ -101,6 +107,8 @@ pub(super) struct File {
     config: FileConfig,
     out: BufWriter<fs::File>,
     size: u64,
+    /// Size up to which the file is whole lines on the disk.
+    synced: u64,
     written: Vec<u64>,
     /// What went wrong since the last flush; until reopened nothing is written.
     broken: Option<String>,
@@ -111,7 +119,7 @@ impl File {
         let (out, size) = append_to(config).with_context(|| {
             format!("cannot write to {}; set ship.file.path to a file it may write", config.path.display())
         })?;
-        Ok(Self { config: config.clone(), out, size, written: Vec::new(), broken: None })
+        Ok(Self { config: config.clone(), out, size, synced: size, written: Vec::new(), broken: None })
     }
 
     /// Takes a record; it is settled by [`Self::flush`].
@@ -155,6 +163,7 @@ impl File {
             fs::rename(&self.config.path, name(1))?;
         }
         (self.out, self.size) = append_to(&self.config)?;
+        self.synced = self.size;
         Ok(())
     }
 
@@ -164,6 +173,7 @@ impl File {
         if self.broken.is_none() && !written.is_empty() {
             let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
             self.broken = synced.err().map(|why| why.to_string());
+            self.synced = if self.broken.is_none() { self.size } else { self.synced };
         }
         let settled = if self.broken.is_some() { Settled::Failed } else { Settled::Delivered };
         written.into_iter().map(settled).collect()
@@ -178,11 +188,13 @@ impl File {
             1,
             format!("cannot write {}: {why}; alerts wait in the spool", self.config.path.display()),
         );
-        match append_to(&self.config) {
-            Ok((out, size)) => {
-                // What the old buffer still held will be sent again; dropping it must not write it twice.
+        // What the old buffer still holds will be sent again: it must neither be written now nor leave half a line.
+        match append_to(&self.config)
+            .and_then(|(out, size)| out.get_ref().set_len(size.min(self.synced)).map(|()| out))
+        {
+            Ok(out) => {
                 drop(std::mem::replace(&mut self.out, out).into_parts());
-                self.size = size;
+                self.size = self.synced;
             }
             Err(why) => self.broken = Some(why.to_string()),
         }

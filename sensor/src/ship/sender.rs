@@ -1,11 +1,10 @@
 //! The spool to the sink: sends in order, waits for acknowledgements, sends again what failed.
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::{kafka, lines, record::Record, spool::Reader};
@@ -15,6 +14,8 @@ use crate::{metrics::Metrics, notice::Notices};
 const BATCH: usize = 512;
 /// Pause before a record that failed is sent again.
 const RETRY: Duration = Duration::from_secs(1);
+/// Failed records at which no new ones are sent: sending more into a fault helps nobody.
+const FAILED_LIMIT: usize = 1000;
 
 /// Where records go.
 pub(super) enum Sink {
@@ -41,8 +42,10 @@ pub(super) struct Sender {
     next: u64,
     /// Sent, and neither delivered nor failed yet.
     in_flight: BTreeSet<u64>,
-    /// To be sent again, with the number of failures.
-    failed: BTreeMap<u64, u32>,
+    /// To be sent again; some of them are in flight already.
+    failed: BTreeSet<u64>,
+    /// When that happens next.
+    retry_at: Instant,
     metrics: Arc<Metrics>,
     notices: Notices,
 }
@@ -67,15 +70,17 @@ impl Sender {
             metrics,
             notices,
             in_flight: BTreeSet::new(),
-            failed: BTreeMap::new(),
+            failed: BTreeSet::new(),
+            retry_at: Instant::now(),
         }
     }
 
     /// Works until everything that was committed is delivered and no more comes, or until it is told to give up.
     pub(super) async fn run(mut self, give_up: CancellationToken) -> anyhow::Result<()> {
         loop {
-            let last = *self.committed.borrow_and_update();
+            // In this order: when it has ended, the last number is final.
             let ended = self.committed.has_changed().is_err();
+            let last = *self.committed.borrow_and_update();
             let progress = self.send(last).await;
             if ended && self.next > last && self.in_flight.is_empty() && self.failed.is_empty() {
                 return Ok(());
@@ -87,7 +92,7 @@ impl Sender {
                 // Closed: the writer has ended, and the loop sees the last number it left.
                 changed = self.committed.changed(), if !ended => { changed.ok(); }
                 settled = self.sink.settled() => self.settle(settled),
-                () = sleep(RETRY), if !self.failed.is_empty() || ended => self.retry(),
+                () = sleep_until(self.retry_at), if !self.failed.is_empty() => self.retry(),
                 () = give_up.cancelled() => {
                     let left = last.saturating_sub(*self.acknowledged.borrow());
                     tracing::info!(left, "records that the sink has not acknowledged stay in the spool");
@@ -99,7 +104,7 @@ impl Sender {
 
     /// Hands the next records up to `last` to the sink; true if there may be more to hand over at once.
     async fn send(&mut self, last: u64) -> bool {
-        if self.next > last {
+        if self.next > last || self.failed.len() >= FAILED_LIMIT {
             return false;
         }
         let batch = match tokio::task::block_in_place(|| self.spool.read(self.next, BATCH)) {
@@ -161,20 +166,24 @@ impl Sender {
                 }
                 Settled::Failed(sequence) => {
                     if self.in_flight.remove(&sequence) {
-                        *self.failed.entry(sequence).or_default() += 1;
+                        if self.failed.is_empty() {
+                            self.retry_at = Instant::now() + RETRY;
+                        }
+                        self.failed.insert(sequence);
                     }
                 }
             }
         }
-        let oldest = [self.in_flight.first(), self.failed.keys().next()].into_iter().flatten().min();
+        let oldest = [self.in_flight.first(), self.failed.first()].into_iter().flatten().min();
         let acknowledged = oldest.copied().unwrap_or(self.next) - 1;
         self.acknowledged.send_if_modified(|old| std::mem::replace(old, acknowledged) != acknowledged);
     }
 
     /// Sends again what failed.
     fn retry(&mut self) {
+        self.retry_at = Instant::now() + RETRY;
         self.sink.renew(&self.notices);
-        let again: Vec<u64> = self.failed.keys().copied().filter(|n| !self.in_flight.contains(n)).collect();
+        let again: Vec<u64> = self.failed.difference(&self.in_flight).copied().collect();
         for sequence in again {
             let record = tokio::task::block_in_place(|| self.spool.read(sequence, 1));
             let Ok([(found, bytes)]) = record.as_deref() else { continue };
