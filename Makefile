@@ -10,8 +10,8 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
 RELEASE := target/$(HOST)/release/pathwatch
 KERNELS ?= 5.10 6.12
-AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 comma := ,
+AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
 .PHONY: help run test e2e lint full setup release test-unit test-native test-guests
 .SILENT:
@@ -48,7 +48,7 @@ test-guests:
 	done
 
 e2e: ## the README's journey with the release binary: make run, cat, one alert
-	e2e/setup.sh build
+	e2e/setup.sh build e2e
 	e2e/first-light.sh
 
 lint: ## formatting, lints of both sides, dependencies' licences and sources

@@ -7,11 +7,13 @@ key=/usr/share/keyrings/debian-archive-keyring.gpg
 apt=(-o "Dir=$dir" -o "Dir::State::status=$dir/status" -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3 -qq)
 
 update() {
-  [ -e "$dir/ready" ] && return
+  # Kernels vanish from the archive as new ones come: a list of yesterday may name what is gone.
+  [ -n "$(find "$dir/ready" -mtime -1 2>/dev/null)" ] && return
   mkdir -p "$dir"/etc/apt/{apt.conf.d,preferences.d,sources.list.d} "$dir"/var/lib/apt/lists/partial "$dir"/var/cache/apt/archives/partial
   : > "$dir/status"
   local uris main security
-  uris=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} 2>/dev/null |
+  # Cloud images keep the addresses behind mirror+file: lists.
+  uris=$(cat /etc/apt/sources.list /etc/apt/sources.list.d/*.{list,sources} /etc/apt/mirrors/*.list 2>/dev/null |
     grep -v '^ *#' | grep -oE 'https?://[^ ]+/debian(-security)?/?( |$)' | sed 's,/* *$,,' | sort -u || true)
   main=$(grep -m1 '/debian$' <<<"$uris" || true); security=$(grep -m1 '/debian-security$' <<<"$uris" || true)
   [ -n "$main" ] && [ -n "$security" ] || { echo "setup: this machine's apt sources name no Debian archive; guests and rust-src come from there" >&2; exit 1; }

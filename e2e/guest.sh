@@ -37,7 +37,7 @@ fetch "$kernel"
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/pathwatch-guest.XXXXXX"); trap 'rm -rf "$work"' EXIT
 root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
-cp /bin/busybox "$root/bin/busybox"
+cp "$cache/busybox" "$root/bin/busybox"
 cp "$binary" "$root/bin/workload"
 cat > "$root/init" <<S
 #!/bin/busybox sh

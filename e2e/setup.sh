@@ -2,6 +2,7 @@
 # setup.sh STEP...   makes a Debian machine ready; every step is idempotent and a no-op when done.
 #   build   what compiles the sensor: Debian packages, core's source for the BPF target, bpf-linker
 #   lint    cargo-deny
+#   e2e     what the README's journey is checked with
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
@@ -77,8 +78,17 @@ step_build() {
 
 step_lint() { cargo_tool cargo-deny $cargo_deny; }
 
+step_e2e() { packages python3=python3-minimal pgrep=procps script=bsdutils; }
+
 step_guests() {
-  packages qemu-system-x86_64=qemu-system-x86 /bin/busybox=busybox-static cpio=cpio modinfo=kmod xz=xz-utils
+  packages qemu-system-x86_64=qemu-system-x86 cpio=cpio
+  if [ ! -e "$cache/busybox" ]; then
+    # Unpacked, not installed: on an ordinary machine its place is taken by the dynamic one.
+    local work=$cache/busybox.new; rm -rf "$work"; mkdir -p "$work"
+    "$here/apt-root.sh" "$cache/apt" update
+    (cd "$work" && "$here/apt-root.sh" "$cache/apt" download busybox-static && dpkg -x ./*.deb .)
+    mv "$(find "$work" -name busybox -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
+  fi
   local kernel
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
 }
@@ -92,8 +102,8 @@ step_kafka() {
   touch "$libs/.complete"
 }
 
-[ $# -gt 0 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0"; exit 64; }
+[ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint guests kafka"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint e2e guests kafka"
   "step_$step"
 done

@@ -41,9 +41,9 @@ fn main() {
 /// PATH with the directory in front in which e2e/setup.sh puts bpf-linker.
 fn path_with_tools() -> std::ffi::OsString {
     println!("cargo:rerun-if-env-changed=PATHWATCH_CACHE");
-    let cache = env::var_os("PATHWATCH_CACHE")
-        .map(PathBuf::from)
-        .or_else(|| env::var_os("XDG_CACHE_HOME").map(|dir| PathBuf::from(dir).join("pathwatch")))
+    let variable = |name| env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let cache = variable("PATHWATCH_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("pathwatch")))
         .unwrap_or_else(|| PathBuf::from(env::var_os("HOME").unwrap_or_default()).join(".cache/pathwatch"));
     let path = env::var_os("PATH").unwrap_or_default();
     env::join_paths(std::iter::once(cache.join("bin")).chain(env::split_paths(&path))).expect("PATH")

@@ -7,9 +7,10 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-/// Longest name of one component that is carried whole, in bytes. Most file systems stop at 255 (`NAME_MAX`);
-/// FUSE goes to 1,024 (`FUSE_NAME_MAX` in fs/fuse/fuse_i.h). A longer one is cut and the path flagged too long.
-pub const NAME_LIMIT: usize = 1023;
+/// Longest name of one component that is carried whole, in bytes. Most file systems stop at 255 (`NAME_MAX`); FUSE
+/// goes to 1,024, newer kernels to `PATH_MAX - 1` (`FUSE_NAME_MAX` in fs/fuse/fuse_i.h). A longer one would be cut
+/// and the path flagged too long. A mask: one less than a power of two.
+pub const NAME_LIMIT: usize = 4095;
 /// Longest requested name with its NUL, in bytes: `PATH_MAX` of include/uapi/linux/limits.h.
 pub const REQUESTED_LIMIT: usize = 4096;
 /// Room for the requested name and the path together, in bytes. A path of 4,096 bytes takes 6,144 at the most,
@@ -37,7 +38,7 @@ pub const HOOKS: usize = 2;
 pub enum Loss {
     /// The ring had no room: user space did not keep up.
     RingFull = 0,
-    /// A structure that the record is made of could not be read.
+    /// No record could be made.
     Unreadable = 1,
 }
 
@@ -56,7 +57,7 @@ pub const STATUS_FOREIGN_MOUNT: u32 = 1 << 3;
 pub const STATUS_DELETED: u32 = 1 << 4;
 /// Found through the returned descriptor, which another thread may have replaced meanwhile.
 pub const STATUS_FD_RACE_POSSIBLE: u32 = 1 << 5;
-/// The descriptor *was* replaced while the path was read.
+/// The descriptor *was* replaced while the path was read, or closed before: then there is only the requested name.
 pub const STATUS_FD_REPLACED: u32 = 1 << 6;
 /// The requested name was longer than [`REQUESTED_LIMIT`] or not readable.
 pub const STATUS_REQUESTED_CUT: u32 = 1 << 7;
@@ -103,7 +104,7 @@ pub struct OpenRecord {
     pub inode: u64,
     /// The superblock's device number as the kernel holds it (`dev_t`: 12 bits major, 20 bits minor).
     pub device: u32,
-    /// `i_mode`: file type and permissions.
+    /// `i_mode`: file type and permissions; zero when there is no file to tell of.
     pub inode_mode: u32,
     /// `i_nlink`.
     pub links: u32,

@@ -29,6 +29,10 @@ struct Cursor {
 /// zero, and a dentry at zero is its own parent, which ends the walk as disconnected.
 #[inline(always)]
 pub(crate) fn put_path(record: Builder, (vfsmount, dentry): (u64, u64)) {
+    if vfsmount == 0 {
+        // The directory that a failed open starts from was no descriptor.
+        return record.flag(STATUS_DISCONNECTED);
+    }
     let mount = vfsmount.wrapping_sub(constant(&MOUNT_MNT) as u64);
     let start = Cursor { mount, root: read(vfsmount, constant(&VFSMOUNT_MNT_ROOT)), dentry };
     let Some(rest) = pass(record, start) else { return };

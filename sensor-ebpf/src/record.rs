@@ -2,6 +2,7 @@
 use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user_str};
 use sensor_ebpf::{
     BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_REQUESTED_CUT,
+    STATUS_TOO_LONG,
 };
 
 use crate::maps::{EVENTS, count_loss, next_sequence};
@@ -106,7 +107,10 @@ impl Builder {
         if position > BODY_LEN - COMPONENT_LEN - NAME_LIMIT {
             return false;
         }
-        let len = len & NAME_LIMIT as u32;
+        // Without a branch, of which the walk has none to spare: 1 for a name beyond the limit, which is then cut to it.
+        let over = (NAME_LIMIT as u32).wrapping_sub(len) >> 31;
+        self.flag(over * STATUS_TOO_LONG);
+        let len = (len | over.wrapping_neg()) & NAME_LIMIT as u32;
         // SAFETY: the check above leaves room for a length and the longest name.
         let at = unsafe { self.body.cast::<u8>().add(position) };
         let [low, high] = (len as u16).to_le_bytes();
@@ -132,10 +136,10 @@ impl Builder {
         self.record().path_len = body.wrapping_sub(requested) as u32;
         // The mask tells the verifier a bound that survives the addition.
         let len = size_of::<OpenRecord>() + (body & 0x3fff);
+        self.record().header.sequence = next_sequence(self.hook);
         if len > size_of::<OpenRecord>() + BODY_LEN {
             return count_loss(self.hook, Loss::Unreadable);
         }
-        self.record().header.sequence = next_sequence(self.hook);
         // SAFETY: `len` bytes from the start of the scratch are within it, and all of them were written before.
         let bytes = unsafe { core::slice::from_raw_parts(self.scratch.cast::<u8>(), len) };
         if EVENTS.output::<[u8]>(bytes, 0).is_err() {

@@ -117,12 +117,22 @@ impl Config {
         let mut overrides: Vec<_> = environment.filter(|(name, _)| name.starts_with(PREFIX)).collect();
         overrides.sort();
         for (name, text) in overrides {
-            let value = serde_yaml::from_str(&text).map_err(|why| Error(format!("{name}: {why}")))?;
             let keys = name.trim_start_matches(PREFIX).to_lowercase();
-            set(&mut tree, &keys.split("__").collect::<Vec<_>>(), value);
-            serde_yaml::from_value::<Self>(tree.clone()).map_err(|why| Error(format!("{name}: {why}")))?;
+            let keys: Vec<&str> = keys.split("__").collect();
+            let with = |value| {
+                let mut changed = tree.clone();
+                set(&mut changed, &keys, value);
+                serde_yaml::from_value::<Self>(changed.clone()).map(|_| changed)
+            };
+            let value = serde_yaml::from_str(&text).map_err(|why| Error(format!("{name}: {why}")))?;
+            // A name may look like a number; then it is taken as it was written.
+            let as_text = |_| with(Value::String(text.clone()));
+            tree = with(value).or_else(as_text).map_err(|why| Error(format!("{name}: {why}")))?;
         }
         let config: Self = serde_yaml::from_value(tree).map_err(|why| Error(why.to_string()))?;
+        if config.node.name.as_deref() == Some("") {
+            return Err(Error("node.name is empty; leave it out for the host's name".to_owned()));
+        }
         config.capture.check().and_then(|()| config.ship.check()).map_err(Error)?;
         Ok(config)
     }
@@ -190,6 +200,27 @@ mod tests {
                 "capture.ring is 4.9 KiB; it must be a power of two from 4KiB to 1GiB, such as 8MiB",
             ),
             ("ship: {sink: kafka}", &[], "ship.kafka.brokers is empty; name at least one as host:port"),
+            (
+                "ship: {sink: file, spool: {max_bytes: 0}}",
+                &[],
+                "ship.spool.max_bytes is 0 B; it must be at least 1MiB",
+            ),
+            (
+                "ship: {sink: file, file: {path: a, max_bytes: 0}}",
+                &[],
+                "ship.file.max_bytes is 0 B; it must be at least 4KiB",
+            ),
+            (
+                "ship: {sink: file, file: {path: a, keep: 4000000000}}",
+                &[],
+                "ship.file.keep is 4000000000; it must be at most 1000",
+            ),
+            (
+                "ship: {sink: kafka, kafka: {brokers: ['k:1'], topic: a b}}",
+                &[],
+                "ship.kafka.topic is 'a b'; Kafka allows letters, digits, '.', '_' and '-', at most 249",
+            ),
+            ("node: {name: ''}", &[], "node.name is empty; leave it out for the host's name"),
             ("ship: {sink: file}", &[], "ship.file.path is missing; name the file that alerts go to"),
             (
                 "",

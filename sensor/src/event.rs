@@ -154,7 +154,8 @@ pub enum PathStatus {
     Tmpfile,
     /// Found through the returned descriptor, which another thread may have replaced meanwhile.
     FdRacePossible,
-    /// The descriptor was replaced while the path was read: the path may be another file's.
+    /// The descriptor was replaced while the path was read, so the path may be another file's; or it was closed
+    /// before, and there is only the requested name.
     FdReplaced,
     /// The requested name was longer than 4,095 bytes or not readable.
     RequestedCut,
@@ -231,7 +232,7 @@ pub struct Event {
     pub flags: u32,
     /// Zero, or a negative errno.
     pub result: i32,
-    /// The file, if the open succeeded.
+    /// The file, if the open succeeded and it could be found.
     pub file: Option<File>,
     /// The path from the root of the process's mount namespace.
     pub path: Option<Name>,

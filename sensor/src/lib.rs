@@ -154,7 +154,11 @@ async fn finish(
                 // A stage that ends, for whatever reason, stops the others.
                 stop.cancel();
             }
-            () = grace(&stop), if !common.give_up.is_cancelled() => common.give_up.cancel(),
+            () = grace(&stop, 1), if !common.give_up.is_cancelled() => common.give_up.cancel(),
+            () = grace(&stop, 2) => {
+                outcome = outcome.and(Err(anyhow::anyhow!("a stage did not end, probably because nobody reads standard output")));
+                break;
+            }
         }
     }
     log.abort();
@@ -163,8 +167,8 @@ async fn finish(
     outcome
 }
 
-/// Ends [`GRACE`] after the stop.
-async fn grace(stop: &CancellationToken) {
+/// Ends `times` [`GRACE`] after the stop.
+async fn grace(stop: &CancellationToken, times: u32) {
     stop.cancelled().await;
-    sleep(GRACE).await;
+    sleep(GRACE * times).await;
 }

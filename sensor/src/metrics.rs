@@ -24,7 +24,7 @@ impl Counter {
 pub struct Metrics {
     /// Events that reached user space.
     pub captured: Counter,
-    /// Records that the kernel side numbered: `numbered = captured + undecodable + opens_lost{ring_full}`.
+    /// Opens that the kernel side numbered: `numbered = captured + undecodable + opens_lost`.
     pub numbered: Counter,
     /// Opens that the kernel could not hand over, whatever the reason.
     pub opens_lost: Counter,

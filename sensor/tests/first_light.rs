@@ -32,8 +32,9 @@ fn cat_of_the_shadow_file_is_one_alert_within_a_second() {
     assert_eq!(alert["host"]["name"], rustix::system::uname().nodename().to_str().unwrap());
     cat.wait().unwrap();
     let (more, log) = sensor.stop();
-    assert_eq!(more, Vec::<serde_json::Value>::new());
-    assert_eq!((total(&log, "fired"), total(&log, "shipped"), total(&log, "opens_lost")), (1, 1, 0));
+    // Others on this machine may have touched what is watched, this cat only once.
+    assert!(more.iter().all(|other| other["process"]["pid"] != alert["process"]["pid"]), "{more:#?}");
+    assert_eq!((total(&log, "fired"), total(&log, "opens_lost")), (total(&log, "shipped"), 0));
     assert_eq!(total(&log, "captured"), total(&log, "matched") + total(&log, "unmatched"));
 }
 

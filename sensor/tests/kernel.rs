@@ -3,135 +3,30 @@
 //! Every test runs in each capture mode that this kernel has, and says which those are. Needs root.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
+#[path = "common/watch.rs"]
+mod watch;
+
 use std::{
     collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
-    os::unix::ffi::OsStrExt as _,
+    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Instant,
 };
 
 use rustix::fs::{AtFlags, CWD, Mode as Perm, OFlags, ResolveFlags};
 use sensor::{
-    capture::{Capture, Config, Error, Mode},
+    capture::{Capture, Config},
     event::{CaptureMode, Event, Operation, PathStatus, flags},
-    metrics::Metrics,
     notice::Notices,
 };
-use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-
-/// A capture that watches this very process.
-struct Watch {
-    mode: CaptureMode,
-    events: mpsc::Receiver<Event>,
-    stop: CancellationToken,
-    running: tokio::task::JoinHandle<anyhow::Result<()>>,
-    metrics: Arc<Metrics>,
-}
-
-impl Watch {
-    fn start(mode: Mode) -> Result<Self, Error> {
-        // Few rounds keep the verifier's time short, which in an emulated guest is seconds.
-        Self::start_deep(mode, 16)
-    }
-
-    fn start_deep(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
-        let metrics = Arc::new(Metrics::default());
-        let config = Config { mode, skip_self: false, walk_rounds, ..Config::default() };
-        let (capture, events) = Capture::new(&config, metrics.clone(), Notices::default())?;
-        let mode = capture.mode();
-        let stop = CancellationToken::new();
-        let running = tokio::spawn(capture.run(stop.clone()));
-        Ok(Self { mode, events, stop, running, metrics })
-    }
-
-    /// Runs `act` in this thread and returns the events that it caused.
-    async fn during(mut self, act: impl FnOnce()) -> Observed {
-        let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
-        act();
-        self.stop.cancel();
-        let mut events = Vec::new();
-        while let Some(event) = self.events.recv().await {
-            events.push(event);
-        }
-        self.running.await.unwrap().unwrap();
-        let others = events.extract_if(.., |event| event.tid != tid).collect();
-        let m = &self.metrics;
-        assert_eq!(m.undecodable.get(), 0);
-        assert_eq!(
-            m.numbered.get(),
-            m.captured.get() + m.opens_lost.get(),
-            "an open is neither here nor counted as lost"
-        );
-        Observed { mode: self.mode, events, others, lost: m.opens_lost.get() }
-    }
-}
-
-struct Observed {
-    mode: CaptureMode,
-    /// This thread's.
-    events: Vec<Event>,
-    /// Everybody else's.
-    others: Vec<Event>,
-    lost: u64,
-}
-
-impl Observed {
-    /// The events whose best path is below `directory`.
-    fn below(&self, directory: &Path) -> Vec<&Event> {
-        let prefix = [directory.as_os_str().as_bytes(), b"/"].concat();
-        self.events.iter().filter(|e| e.best_path().is_some_and(|p| p.as_bytes().starts_with(&prefix))).collect()
-    }
-
-    fn only_below(&self, directory: &Path) -> &Event {
-        let found = self.below(directory);
-        assert_eq!(found.len(), 1, "{:?}: {found:#?}\nof {:#?}", self.mode, self.events);
-        found[0]
-    }
-}
-
-/// Runs `case` once in each mode that this kernel has, in a fresh directory each.
-fn in_each_mode(case: impl Fn(&dyn Fn() -> Watch, &Path)) {
-    in_each_mode_deep(16, case);
-}
-
-fn in_each_mode_deep(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path)) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let _entered = runtime.enter();
-    let mut ran = Vec::new();
-    for mode in [Mode::Fexit, Mode::Tracepoint] {
-        match Watch::start(mode) {
-            Ok(probe) => drop(probe),
-            // Some kernels refuse fexit even to root (EPERM); a guest's never does, and a verifier's refusal
-            // (EACCES) is our own fault anywhere.
-            Err(why)
-                if mode == Mode::Fexit
-                    && std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none()
-                    && why.to_string().ends_with("(os error 1)") =>
-            {
-                println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap());
-                continue;
-            }
-            Err(why) => panic!("{mode:?}: {why:?}"),
-        }
-        let directory = tempfile::tempdir().unwrap();
-        case(&|| Watch::start_deep(mode, walk_rounds).unwrap(), &directory.path().canonicalize().unwrap());
-        ran.push(mode);
-    }
-    println!("ran in {ran:?} on {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
-    assert!(!ran.is_empty());
-}
-
-fn block<T>(future: impl Future<Output = T>) -> T {
-    tokio::runtime::Handle::current().block_on(future)
-}
-
-fn path_of(event: &Event) -> PathBuf {
-    PathBuf::from(std::ffi::OsStr::from_bytes(event.path.as_ref().unwrap().as_bytes()))
-}
+use watch::{block, in_each_mode, in_each_mode_deep, path_of};
 
 #[test]
 fn an_open_is_one_event_with_path_process_flags_and_file() {
@@ -230,6 +125,57 @@ fn each_open_like_call_is_seen_once_with_its_flags() {
         let list = || drop(fs::read_dir(dir.join("d")).unwrap());
         assert_eq!(block(watch().during(list)).only_below(dir).file.as_ref().unwrap().kind(), "dir");
     });
+}
+
+/// open(name, flags) as a 32-bit program calls it; `name` lies below 4 GiB.
+#[cfg(target_arch = "x86_64")]
+fn open_as_32_bit(number: u32, name: u32, flags: u32) -> i32 {
+    let mut result = number;
+    // SAFETY: the call reads a NUL-terminated name and changes nothing of ours; rbx, which the compiler keeps for
+    // itself, is put back.
+    unsafe {
+        std::arch::asm!(
+            "push rbx", "mov ebx, {name:e}", "int 0x80", "pop rbx",
+            name = in(reg) name, inout("eax") result, in("ecx") flags, in("edx") 0,
+            out("r8") _, out("r9") _, out("r10") _, out("r11") _,
+        );
+    }
+    result as i32
+}
+
+#[test]
+#[cfg(target_arch = "x86_64")]
+fn a_32_bit_call_is_seen_like_any_other() {
+    if fs::metadata("/proc/sys/abi/vsyscall32").is_err() {
+        println!("not run: this kernel has no 32-bit system calls");
+        return;
+    }
+    use rustix::mm::{MapFlags, ProtFlags};
+    let low = 0x1000_0000 as *mut std::ffi::c_void;
+    let protection = ProtFlags::READ | ProtFlags::WRITE;
+    // SAFETY: NOREPLACE takes no memory that is in use.
+    let page = unsafe {
+        rustix::mm::mmap_anonymous(low, 4096, protection, MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE)
+    };
+    let page = page.unwrap().cast::<u8>();
+    in_each_mode(|watch, dir| {
+        let file = dir.join("f");
+        fs::write(&file, "").unwrap();
+        let name = CString::new(file.as_os_str().as_bytes()).unwrap();
+        let name = name.as_bytes_with_nul();
+        // SAFETY: the page is ours and longer than the name.
+        unsafe { page.copy_from_nonoverlapping(name.as_ptr(), name.len()) };
+        let open = || assert!(open_as_32_bit(5, page as u32, 0) > 0);
+        assert_eq!(path_of(block(watch().during(open)).only_below(dir)), file);
+        let create = || assert!(open_as_32_bit(8, page as u32, 0o600) > 0);
+        let event = block(watch().during(create)).only_below(dir).clone();
+        assert_ne!(event.flags & flags::O_TRUNC, 0);
+        // Number 85 is creat(2) to a 64-bit program and readlink(2) to a 32-bit one.
+        let readlink = || assert!(open_as_32_bit(85, page as u32, 0) < 0);
+        assert_eq!(block(watch().during(readlink)).below(dir), Vec::<&Event>::new());
+    });
+    // SAFETY: the page was mapped above and is used no more.
+    unsafe { rustix::mm::munmap(page.cast(), 4096) }.unwrap();
 }
 
 #[test]
@@ -357,14 +303,14 @@ fn a_file_without_a_name_is_flagged_and_a_memfd_has_no_leading_slash() {
         fs::write(&file, "").unwrap();
         let open = File::open(&file).unwrap();
         fs::remove_file(&file).unwrap();
-        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&open));
+        let again = format!("/proc/self/fd/{}", open.as_raw_fd());
         let seen = block(watch().during(|| drop(File::open(&again).unwrap())));
         let event = seen.only_below(dir);
         assert_eq!(path_of(event), file);
         assert!(event.status.contains(&PathStatus::Deleted), "{event:?}");
 
         let memfd = rustix::fs::memfd_create("secret", rustix::fs::MemfdFlags::empty()).unwrap();
-        let again = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&memfd));
+        let again = format!("/proc/self/fd/{}", memfd.as_raw_fd());
         let seen = block(watch().during(|| drop(File::open(&again).unwrap())));
         let memfds: Vec<_> = seen.events.iter().filter(|e| e.status.contains(&PathStatus::Disconnected)).collect();
         assert_eq!(memfds.len(), 1);
@@ -409,6 +355,44 @@ fn a_lazily_unmounted_tree_is_flagged() {
 }
 
 #[test]
+fn a_descriptor_that_another_thread_closes_does_not_hide_the_open() {
+    const OPENS: usize = 2000;
+    in_each_mode(|watch, dir| {
+        let file = dir.join("f");
+        fs::write(&file, "").unwrap();
+        let race = || {
+            // The descriptor that the next open will return; a second thread closes it as fast as it can.
+            let victim = File::open(&file).unwrap().as_raw_fd();
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| {
+                scope.spawn(|| {
+                    while !done.load(Ordering::Relaxed) {
+                        // SAFETY: only the opens below are given this number, and they do not use what they opened.
+                        unsafe { rustix::io::try_close(victim) }.ok();
+                    }
+                });
+                for _ in 1..OPENS {
+                    let opened = File::open(&file).unwrap();
+                    if opened.as_raw_fd() == victim {
+                        // It is the other thread's to close.
+                        std::mem::forget(opened);
+                    }
+                }
+                done.store(true, Ordering::Relaxed);
+            });
+        };
+        let seen = block(watch().during(race));
+        let replaced = seen.below(dir).iter().filter(|e| e.status.contains(&PathStatus::FdReplaced)).count();
+        println!(
+            "{:?}: {replaced} of {OPENS} descriptors were closed or replaced before they were read",
+            seen.mode
+        );
+        assert_eq!(seen.below(dir).len() as u64 + seen.lost, OPENS as u64);
+        assert_eq!(seen.lost, 0);
+    });
+}
+
+#[test]
 fn every_open_at_full_speed_is_received_or_counted_as_lost() {
     const OPENS: usize = 100_000;
     in_each_mode(|watch, dir| {
@@ -440,14 +424,17 @@ fn the_sensors_own_opens_are_left_out() {
     for _ in 0..100 {
         drop(File::open("/proc/self/status").unwrap());
     }
+    let others = std::process::Command::new(std::env::current_exe().unwrap()).arg("--list").output().unwrap();
+    assert!(others.status.success());
     stop.cancel();
-    let own = async {
-        let mut own = 0;
+    let count = async {
+        let (mut own, mut others) = (0, 0);
         while let Some(event) = events.recv().await {
-            own += usize::from(event.pid == std::process::id());
+            if event.pid == std::process::id() { own += 1 } else { others += 1 }
         }
-        own
+        (own, others)
     };
-    assert_eq!(block(own), 0);
+    let (own, others) = block(count);
+    assert!(own == 0 && others > 0, "{own} own, {others} of others");
     block(running).unwrap().unwrap();
 }

@@ -7,18 +7,19 @@ use crate::{
         FILES_STRUCT_FDT, FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB,
         SUPER_BLOCK_S_DEV, TASK_FILES, TASK_FS, constant, read, read_path,
     },
-    maps::count_loss,
+    maps::{count_loss, next_sequence},
     record::{Builder, Source},
     task,
 };
 
 /// `AT_FDCWD` of include/uapi/linux/fcntl.h.
-const AT_FDCWD: i32 = -100;
+pub(super) const AT_FDCWD: i32 = -100;
 
 /// Starts a record and says who caused it.
 #[inline(always)]
 pub(super) fn begin(hook: Hook, flags: u32, result: i32) -> Option<Builder> {
     let Some(mut record) = Builder::new(hook) else {
+        next_sequence(hook);
         count_loss(hook, Loss::Unreadable);
         return None;
     };

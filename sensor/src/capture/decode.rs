@@ -38,7 +38,7 @@ impl Decoder {
         let path = assemble(path.get(..record.path_len as usize)?, record.status)?;
         let header = record.header;
         let time = self.boot_time.checked_add(SignedDuration::from_nanos(header.time_ns as i64)).ok()?;
-        let opened = record.result == 0;
+        let opened = record.inode_mode != 0;
         let comm = header.comm.split(|byte| *byte == 0).next().unwrap_or_default();
         Some(Event {
             time,
@@ -126,7 +126,7 @@ mod tests {
         let mut fixed = OpenRecord::read_from_bytes(&[0; size_of::<OpenRecord>()]).unwrap();
         fixed.header = RecordHeader { sequence: 7, tgid: 42, ..fixed.header };
         fixed.header.comm[..3].copy_from_slice(b"cat");
-        (fixed.status, fixed.result) = (status, result);
+        (fixed.status, fixed.result, fixed.inode_mode) = (status, result, if result == 0 { 0o100_644 } else { 0 });
         (fixed.requested_len, fixed.path_len) = (requested.len() as u32, path.len() as u32);
         [fixed.as_bytes(), requested, &path].concat()
     }

@@ -16,6 +16,9 @@ const OPEN_FUNCTIONS: [&str; 2] = ["do_file_open", "do_filp_open"];
 /// Loads and attaches; says which mode it came to.
 pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
     permitted()?;
+    if config.skip_self {
+        in_initial_pid_namespace()?;
+    }
     // Before 5.11 maps count against this limit; later kernels ignore it, so a refusal is no error.
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(why) = rustix::process::setrlimit(Resource::Memlock, unlimited) {
@@ -78,6 +81,15 @@ where
 {
     let found = bpf.program_mut(name).ok_or(Error::MissingProgram(name))?;
     found.try_into().map_err(|why: aya::programs::ProgramError| Error::Load(name, why.into()))
+}
+
+/// The kernel side knows the sensor by its pid in the initial namespace.
+fn in_initial_pid_namespace() -> Result<(), Error> {
+    // PROC_PID_INIT_INO of include/linux/proc_ns.h
+    const INITIAL: &str = "pid:[4026531836]";
+    const OWN: &str = "/proc/self/ns/pid";
+    let own = std::fs::read_link(OWN).map_err(|why| Error::Io(OWN, why))?;
+    if own.as_os_str() == INITIAL { Ok(()) } else { Err(Error::PidNamespace) }
 }
 
 /// Checks the capabilities that loading needs, so that a refusal names them instead of a system call.

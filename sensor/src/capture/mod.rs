@@ -7,7 +7,10 @@ mod load;
 mod offsets;
 pub mod replay;
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use anyhow::Context as _;
 use aya::{
@@ -32,6 +35,9 @@ use crate::{
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
 const QUEUE: usize = 8192;
+
+/// How often the kernel's counters are read.
+const ACCOUNT: Duration = Duration::from_secs(1);
 
 /// Reasons of `sensor_ebpf::Loss`, in its order, as notices and metrics name them.
 const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable"];
@@ -96,6 +102,11 @@ pub enum Error {
         "not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo"
     )]
     NotPermitted,
+    /// The sensor cannot tell its own opens from others'.
+    #[error(
+        "the sensor is in a pid namespace of its own, where it cannot tell its own opens from others': give its container the host's pid namespace (docker run --pid=host, hostPID: true)"
+    )]
+    PidNamespace,
     /// The kernel does not describe itself.
     #[error(
         "this kernel has no type information at {}: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
@@ -187,7 +198,7 @@ impl Capture {
     /// When the ring cannot be waited for.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
         let Self { programs, mut reader } = self;
-        let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut ticks = tokio::time::interval(ACCOUNT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
@@ -212,8 +223,15 @@ impl Capture {
 impl Reader {
     /// Hands on all that the ring holds; false if it was stopped in the middle or nobody listens any more.
     async fn drain(&mut self, stop: &CancellationToken) -> bool {
+        let mut accounted = Instant::now();
         self.decoder.boot_time = boot_time();
         loop {
+            // Under overload the ring is never empty, and that is when losses must be told.
+            if accounted.elapsed() >= ACCOUNT {
+                self.decoder.boot_time = boot_time();
+                self.count_losses();
+                accounted = Instant::now();
+            }
             // Room first: an event taken from the ring can no longer be given back.
             let room = tokio::select! {
                 room = self.events.reserve() => room,

@@ -23,6 +23,8 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("MOUNT_MNT_MOUNTPOINT", "mount", &["mnt_mountpoint"]),
     ("MOUNT_MNT_NS", "mount", &["mnt_ns"]),
     ("VFSMOUNT_MNT_ROOT", "vfsmount", &["mnt_root"]),
+    ("TASK_THREAD_INFO", "task_struct", &["thread_info"]),
+    ("THREAD_INFO_STATUS", "thread_info", &["status"]),
     ("TASK_FILES", "task_struct", &["files"]),
     ("TASK_FS", "task_struct", &["fs"]),
     ("TASK_GROUP_LEADER", "task_struct", &["group_leader"]),

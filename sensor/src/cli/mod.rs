@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand};
 use rustix::event::{PollFd, PollFlags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
     capture,
@@ -65,8 +65,9 @@ struct Common {
 
 impl Common {
     fn load(&self) -> Result<Config, config::Error> {
-        let variables = std::env::vars_os()
-            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
+        // A value that is no text becomes one with U+FFFD, which no setting accepts in silence.
+        let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
+        let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         Config::load(self.config.as_deref(), variables)
     }
 }
@@ -114,22 +115,31 @@ fn exit_code(why: &anyhow::Error) -> u8 {
     }
 }
 
-/// Runs `future` until it ends; SIGINT and SIGTERM cancel `stop`.
-fn block_on<F: Future<Output = anyhow::Result<()>>>(
-    future: impl FnOnce(CancellationToken) -> F,
-) -> anyhow::Result<()> {
+/// Runs `future` to its end.
+fn block_on(future: impl Future<Output = anyhow::Result<()>>) -> anyhow::Result<()> {
     // Two threads carry all stages: a sensor leaves the node's processors to its pods.
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    runtime.block_on(async {
-        let stop = CancellationToken::new();
-        let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
-        let asked = stop.clone();
-        tokio::spawn(async move {
+    let outcome = runtime.block_on(future);
+    // A thread that is stuck in a write must not keep the process.
+    runtime.shutdown_background();
+    outcome
+}
+
+/// A token that the first SIGINT or SIGTERM cancels; the second ends the process at once.
+fn stop_on_signal() -> anyhow::Result<CancellationToken> {
+    let stop = CancellationToken::new();
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let asked = stop.clone();
+    tokio::spawn(async move {
+        for _ in 0..2 {
             tokio::select! { _ = interrupt.recv() => {}, _ = terminate.recv() => {} }
+            if asked.is_cancelled() {
+                std::process::exit(1);
+            }
             asked.cancel();
-        });
-        future(stop).await
-    })
+        }
+    });
+    Ok(stop)
 }
 
 /// Cancels `stop` when the reader of standard output goes away: `pathwatch run | head -1` must end with head, not
@@ -148,9 +158,10 @@ fn stop_with_reader(stop: CancellationToken) {
 
 /// Logs go to standard error, so that standard output is alerts and nothing else.
 fn start_log(log: &config::Log) -> Result<(), config::Error> {
-    let filter = EnvFilter::try_new(&log.level).map_err(|why| {
-        let level = &log.level;
-        config::Error::new(format!("log.level is '{level}' ({why}); it must be error, warn, info, debug or trace"))
+    let known = |part: &str| part.rsplit('=').next().is_some_and(|level| level.parse::<LevelFilter>().is_ok());
+    let filter = EnvFilter::try_new(&log.level).ok().filter(|_| log.level.split(',').all(known));
+    let filter = filter.ok_or_else(|| {
+        config::Error::new(format!("log.level is '{}'; it must be error, warn, info, debug or trace", log.level))
     })?;
     let terminal = std::io::stderr().is_terminal();
     let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());

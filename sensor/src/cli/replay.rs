@@ -34,5 +34,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     } else {
         Box::new(File::open(&arguments.file).with_context(|| format!("cannot read the recording {name}"))?)
     };
-    block_on(|_| crate::replay(input, &name, policies))
+    // No signal handlers: a replay has nothing to put in order before it ends.
+    block_on(crate::replay(input, &name, policies))
 }

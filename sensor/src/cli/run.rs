@@ -3,7 +3,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Common, block_on, load_policies, start_log, stop_with_reader};
+use super::{Common, block_on, load_policies, start_log, stop_on_signal, stop_with_reader};
 use crate::ship::SinkKind;
 
 #[derive(Args)]
@@ -28,10 +28,11 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
     start_log(&config.log)?;
     let policies = load_policies(arguments.policies.as_ref().unwrap_or(&config.policies.directory))?;
-    block_on(|stop| {
+    block_on(async {
+        let stop = stop_on_signal()?;
         if config.ship.sink == SinkKind::Stdout {
             stop_with_reader(stop.clone());
         }
-        crate::run(config, policies, stop)
+        crate::run(config, policies, stop).await
     })
 }

@@ -8,7 +8,7 @@ use std::{
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Common, block_on, start_log, stop_with_reader};
+use super::{Common, block_on, start_log, stop_on_signal, stop_with_reader};
 use crate::{
     config,
     event::Enriched,
@@ -68,13 +68,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let show = move |event: &Enriched, idle: bool| {
         if wanted(event) {
             if json {
-                serde_json::to_writer(&mut out, event)?;
+                serde_json::to_writer(&mut out, event).map_err(io::Error::from)?;
                 out.write_all(b"\n")?;
             } else {
                 writeln!(out, "{}", open_line(event))?;
             }
             if let Some(record) = &mut record {
-                serde_json::to_writer(&mut *record, event)?;
+                serde_json::to_writer(&mut *record, event).map_err(io::Error::from)?;
                 record.write_all(b"\n")?;
             }
         }
@@ -84,9 +84,10 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    let traced = block_on(|stop| {
+    let traced = block_on(async {
+        let stop = stop_on_signal()?;
         stop_with_reader(stop.clone());
-        crate::trace(config, show, stop)
+        crate::trace(config, show, stop).await
     });
     match traced {
         // The reader of our output has seen enough.

@@ -1,7 +1,10 @@
 //! Cgroups: their paths, and the containers that the paths name.
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs,
+    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    path::Path,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -20,34 +23,52 @@ pub(super) struct Cgroups {
 }
 
 impl Cgroups {
-    /// The path of cgroup `id`, read through its member `pid` if it is not remembered.
-    pub(super) fn look_up(&mut self, id: u64, pid: u32, now: Instant) -> Option<Arc<[u8]>> {
+    /// The path of cgroup `id`, remembered or else read through its member, if that is alive. None if the member
+    /// has been moved since: another cgroup's path would name the wrong container.
+    pub(super) fn look_up(&mut self, id: u64, member: Option<u32>, now: Instant) -> Option<Arc<[u8]>> {
         if let Some((since, path)) = self.known.get(&id)
             && now.duration_since(*since) < CACHE_TIME
         {
             return Some(path.clone());
         }
-        let table = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
-        let path: Arc<[u8]> = path_of(&table)?.into();
-        if self.known.len() >= CACHE_LIMIT {
-            self.known.clear();
+        let table = fs::read(format!("/proc/{}/cgroup", member?)).ok()?;
+        let (path, unified) = path_of(&table)?;
+        let path: Arc<[u8]> = path.into();
+        // Ids are those of the v2 hierarchy; the path of a v1 one cannot be checked, and is not remembered.
+        if unified {
+            if inode_of(&path)? != id {
+                return None;
+            }
+            if self.known.len() >= CACHE_LIMIT {
+                self.known.clear();
+            }
+            self.known.insert(id, (now, path.clone()));
         }
-        self.known.insert(id, (now, path.clone()));
         Some(path)
     }
 }
 
-/// The telling line of /proc/PID/cgroup: the v2 hierarchy's, unless a v1 hierarchy names a container and it does not.
-fn path_of(table: &[u8]) -> Option<&[u8]> {
+/// The id of the cgroup at `path` of the v2 hierarchy: the inode of its directory (kernel's cgroup_id()).
+fn inode_of(path: &[u8]) -> Option<u64> {
+    let path = OsStr::from_bytes(path.strip_prefix(b"/")?);
+    // On a hybrid host the v2 hierarchy is at `unified`.
+    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
+    roots.iter().find_map(|root| fs::metadata(Path::new(root).join(path)).ok()).map(|found| found.ino())
+}
+
+/// The telling path of /proc/PID/cgroup, and whether it is the v2 hierarchy's: that one, unless a v1 hierarchy
+/// names a container and it does not.
+fn path_of(table: &[u8]) -> Option<(&[u8], bool)> {
     // Lines are `id:controllers:path`; the path may hold colons.
     let paths = table.split(|b| *b == b'\n').filter_map(|line| {
         let mut fields = line.splitn(3, |b| *b == b':');
         Some((fields.next()?, fields.nth(1)?))
     });
-    let unified = paths.clone().find(|(id, _)| *id == b"0").map(|(_, path)| path);
-    let named = paths.map(|(_, path)| path).find(|path| container(path).is_some());
+    let unified = paths.clone().find(|(id, _)| *id == b"0").map(|(_, path)| (path, true));
+    let named =
+        paths.filter(|(id, path)| *id != b"0" && container(path).is_some()).map(|(_, path)| (path, false)).next();
     match unified {
-        Some(path) if container(path).is_some() => Some(path),
+        Some((path, _)) if container(path).is_some() => unified,
         _ => named.or(unified),
     }
 }
@@ -116,6 +137,19 @@ mod tests {
     }
 
     #[test]
+    fn only_the_path_of_that_very_cgroup_is_taken() {
+        let (mut cgroups, now, pid) = (Cgroups::default(), Instant::now(), std::process::id());
+        let table = fs::read("/proc/self/cgroup").unwrap();
+        let (path, _) = path_of(&table).unwrap();
+        let id = inode_of(path).unwrap();
+        assert_eq!(cgroups.look_up(id, Some(pid), now).as_deref(), Some(path));
+        // Remembered, so that a process which is gone still has one; another id is another cgroup.
+        assert_eq!(cgroups.look_up(id, None, now).as_deref(), Some(path));
+        assert_eq!(cgroups.look_up(id, None, now + CACHE_TIME), None);
+        assert_eq!(cgroups.look_up(id + 1_000_000, Some(pid), now), None);
+    }
+
+    #[test]
     fn nothing_else_is_a_container() {
         for path in [
             "/",
@@ -132,8 +166,8 @@ mod tests {
     #[test]
     fn on_a_hybrid_host_the_line_that_names_a_container_wins() {
         let table = format!("4:memory:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/\n");
-        assert_eq!(path_of(table.as_bytes()), Some(format!("/docker/{ID}").as_bytes()));
-        assert_eq!(path_of(b"4:memory:/user\n0::/user.slice/a:b\n"), Some(&b"/user.slice/a:b"[..]));
+        assert_eq!(path_of(table.as_bytes()), Some((format!("/docker/{ID}").as_bytes(), false)));
+        assert_eq!(path_of(b"4:memory:/user\n0::/user.slice/a:b\n"), Some((&b"/user.slice/a:b"[..], true)));
         assert_eq!(path_of(b"4:memory:/user\n"), None);
     }
 }

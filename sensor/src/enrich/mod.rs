@@ -8,7 +8,7 @@ use std::{sync::Arc, time::Instant};
 
 use tokio::sync::mpsc;
 
-use self::cgroup::Cgroups;
+use self::{cgroup::Cgroups, process::Processes};
 use crate::{
     event::{Enriched, Enrichment, Event, Program},
     metrics::Metrics,
@@ -19,6 +19,7 @@ const QUEUE: usize = 4096;
 
 /// The stage: events in, enriched events out, in order.
 pub struct Enrich {
+    processes: Processes,
     cgroups: Cgroups,
     metrics: Arc<Metrics>,
     events: mpsc::Receiver<Event>,
@@ -29,7 +30,10 @@ impl Enrich {
     /// A stage that reads from `events`.
     pub fn new(events: mpsc::Receiver<Event>, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<Enriched>) {
         let (enriched, receiver) = mpsc::channel(QUEUE);
-        (Self { cgroups: Cgroups::default(), metrics, events, enriched }, receiver)
+        (
+            Self { processes: Processes::default(), cgroups: Cgroups::default(), metrics, events, enriched },
+            receiver,
+        )
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
@@ -46,10 +50,11 @@ impl Enrich {
     }
 
     fn enrich(&mut self, event: Event) -> Enriched {
-        let process = process::of(event.pid, event.start_ns);
-        let (program, parent) =
-            process.unwrap_or((Program { pid: event.pid, start_ns: event.start_ns, executable: None }, None));
-        let cgroup = self.cgroups.look_up(event.cgroup_id, event.pid, Instant::now());
+        let process = self.processes.look_up(&event);
+        let member = process.as_ref().map(|_| event.pid);
+        let cgroup = self.cgroups.look_up(event.cgroup_id, member, Instant::now());
+        let gone = (Program { pid: event.pid, start_ns: event.start_ns, executable: None }, None);
+        let (program, parent) = process.unwrap_or(gone);
         let known = program.executable.is_some() && cgroup.is_some();
         Enriched {
             process: program,

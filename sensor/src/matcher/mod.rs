@@ -29,7 +29,7 @@ pub fn matches(event: &Arc<Enriched>, set: &PolicySet) -> Vec<Alert> {
 fn matched<'a>(event: &Event, policy: &'a Compiled) -> Option<(View, &'a str)> {
     let views = [
         (View::Path, event.path.as_ref()),
-        // What was asked for says nothing about a file that was opened: a link may lie between.
+        // What was asked for says nothing about a file that was found: a link may lie between.
         (View::Requested, event.requested.as_ref().filter(|_| event.file.is_none())),
     ];
     views.into_iter().find_map(|(view, name)| {

@@ -8,6 +8,9 @@ use super::{Glob, Policy};
 /// Most memory that the wildcards of one policy may compile to: one author cannot exhaust the node.
 const REGEX_LIMIT: usize = 10 << 20;
 
+/// Longest description, in bytes.
+const DESCRIPTION_LIMIT: usize = 4096;
+
 /// A list of patterns, of which the first that matches is named.
 #[derive(Debug)]
 pub struct Patterns {
@@ -96,6 +99,11 @@ impl Compiled {
         }
         if policy.spec.operations.is_empty() {
             errors.push("spec.operations is empty; leave it out for read, write, create and truncate".to_owned());
+        }
+        if policy.spec.description.len() > DESCRIPTION_LIMIT {
+            errors.push(format!(
+                "spec.description has more than {DESCRIPTION_LIMIT} bytes, and every alert carries it; shorten it"
+            ));
         }
         let mut patterns = |field: &str, texts: &[String]| {
             Patterns::compile(field, texts).map_err(|more| errors.extend(more)).ok()

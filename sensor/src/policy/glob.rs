@@ -31,7 +31,6 @@ enum Step {
 /// A parsed pattern.
 #[derive(Clone, Debug)]
 pub struct Glob {
-    text: String,
     steps: Vec<Step>,
 }
 
@@ -49,24 +48,26 @@ impl Glob {
                 "'{text}' begins with neither / nor **/; write '/{text}' for one place or '**/{text}' for any directory"
             ));
         }
+        if let Some(odd) = text.split('/').skip(1).find(|part| matches!(*part, "." | "..")) {
+            return Err(format!(
+                "'{text}' has a component '{odd}', which no path of the kernel has; write the real one"
+            ));
+        }
+        if text.contains("//") || text.contains("/{/") {
+            return Err(format!("'{text}' has two slashes in a row, which no path has; write one"));
+        }
         let mut parser = Parser { rest: text.as_bytes(), depth: 0, text };
         let steps = parser.sequence()?;
         if !parser.rest.is_empty() {
             return Err(format!("'{text}' closes a brace that it never opened; write '\\}}' for a plain one"));
         }
-        if steps.len() > 1 && steps.last() == Some(&Step::Byte(b'/')) {
+        if steps.len() > 1 && matches!(steps.last(), Some(Step::Byte(b'/') | Step::Components)) || text == "**/" {
             return Err(format!(
-                "'{text}' ends in '/', which no path does; write '{}**' for what is below it",
-                text
+                "'{text}' ends in '/', which no path does; write '{}/**' for what is below it",
+                text.trim_end_matches("/**/").trim_end_matches('/')
             ));
         }
-        Ok(Self { text: text.to_owned(), steps })
-    }
-
-    /// The pattern as it was written.
-    #[must_use]
-    pub fn text(&self) -> &str {
-        &self.text
+        Ok(Self { steps })
     }
 
     /// The one path that it matches, if it has no wildcards.
@@ -312,6 +313,9 @@ mod tests {
             ("/a[z-a]", "'/a[z-a]' has a range in [ ] that runs backwards"),
             ("/a\\", "'/a\\' ends in a backslash; write '\\\\' for a plain one"),
             ("/a\\xg0", "'/a\\xg0' has \\x without two hexadecimal digits"),
+            ("/a//b", "'/a//b' has two slashes in a row, which no path has; write one"),
+            ("/a/../b", "'/a/../b' has a component '..', which no path of the kernel has; write the real one"),
+            ("/a/**/", "'/a/**/' ends in '/', which no path does; write '/a/**' for what is below it"),
             ("/a/", "'/a/' ends in '/', which no path does; write '/a/**' for what is below it"),
             ("/{{{{{a}}}}}", "'/{{{{{a}}}}}' nests braces more than 4 deep"),
         ] {

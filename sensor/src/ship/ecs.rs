@@ -155,7 +155,7 @@ impl Encoder {
 
 fn event_fields(alert: &Alert, id: Uuid, sequence: u64, created: Timestamp) -> Value {
     let event = &alert.event.event;
-    let opened = event.file.is_some();
+    let opened = event.result == 0;
     let operations = event.operations();
     // ECS allows the type `denied` for the category `intrusion_detection`, not for `file` alone.
     let category = if opened { json!(["file"]) } else { json!(["file", "intrusion_detection"]) };
@@ -242,7 +242,7 @@ fn threat(policy: &Compiled) -> Value {
 /// One sentence for a person.
 fn message(alert: &Alert) -> String {
     let event = &alert.event.event;
-    let denied = if event.file.is_some() { "" } else { "was denied to " };
+    let denied = if event.result == 0 { "" } else { "was denied to " };
     let path = event.best_path().map_or_else(|| "a file of unknown path".to_owned(), Name::to_string);
     format!("{}[{}] {denied}{} {path} ({})", event.comm, event.pid, event.deed(), alert.policy.name())
 }

@@ -18,7 +18,10 @@ use rdkafka::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{record::Record, sender::Settled};
+use super::{
+    record::Record,
+    sender::{Handed, Settled},
+};
 use crate::notice::Notices;
 
 /// Settings that `ship.kafka.properties` may not change, because delivery depends on them, and why.
@@ -29,6 +32,15 @@ const OWN: &[(&str, &str, &str)] = &[
     ("message.send.max.retries", "2147483647", "the spool decides when an alert is given up, not a count"),
     ("queue.buffering.max.messages", "10000", "it bounds the sensor's memory"),
     ("queue.buffering.max.kbytes", "16384", "it bounds the sensor's memory"),
+    ("delivery.report.only.error", "", "an alert is deleted from the spool when its delivery is reported"),
+    ("test.mock.num.brokers", "", "a mock would acknowledge what nobody keeps"),
+    ("transactional.id", "", "the spool resends, it does not use transactions"),
+    // Their other names in librdkafka's CONFIGURATION.md.
+    ("request.required.acks", "", "an acknowledged alert must survive the loss of a broker"),
+    ("delivery.timeout.ms", "", "the spool decides when an alert is given up, not a timer"),
+    ("retries", "", "the spool decides when an alert is given up, not a count"),
+    ("metadata.broker.list", "", "it is ship.kafka.brokers"),
+    ("compression.codec", "", "it is ship.kafka.compression"),
     ("bootstrap.servers", "", "it is ship.kafka.brokers"),
     ("compression.type", "", "it is ship.kafka.compression"),
 ];
@@ -98,8 +110,12 @@ impl Config {
         {
             return Err(format!("ship.kafka.brokers: '{bad}' is not host:port, such as kafka.example:9092"));
         }
-        if self.topic.is_empty() {
-            return Err("ship.kafka.topic is empty".to_owned());
+        let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+        if self.topic.is_empty() || self.topic.len() > 249 || !self.topic.chars().all(allowed) {
+            return Err(format!(
+                "ship.kafka.topic is '{}'; Kafka allows letters, digits, '.', '_' and '-', at most 249",
+                self.topic
+            ));
         }
         for name in self.properties.keys() {
             if let Some((_, _, why)) = OWN.iter().find(|(own, _, _)| own == name) {
@@ -210,8 +226,8 @@ impl Producer {
         Ok(Self { client, topic, key, node, context, producer })
     }
 
-    /// Hands a record over; false if there is no room, now or until [`Self::renew`].
-    pub(super) fn send(&self, sequence: u64, record: &Record) -> bool {
+    /// Hands a record over.
+    pub(super) fn send(&self, sequence: u64, record: &Record) -> Handed {
         let id = record.id.to_string();
         let time = record.time.to_string();
         let key = match self.key {
@@ -238,19 +254,12 @@ impl Producer {
             .headers(headers);
         message.key = key;
         match self.producer.send(message) {
-            Ok(()) => true,
+            Ok(()) => Handed::Taken,
             // Not a fault: the broker is slower than the spool. A delivery report makes room.
-            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => false,
+            Err((KafkaError::MessageProduction(RDKafkaErrorCode::QueueFull), _)) => Handed::Full,
             Err((why, _)) => {
                 self.context.degrade(&format!("topic {}: {why}", self.topic));
-                self.context
-                    .0
-                    .settled
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .push(Settled::Failed(sequence));
-                self.context.0.something.notify_one();
-                true
+                Handed::Refused
             }
         }
     }

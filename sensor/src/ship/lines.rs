@@ -1,7 +1,7 @@
 //! Alerts as lines: on standard output, or in files that are rotated.
 use std::{
     fs,
-    io::{self, BufWriter, IsTerminal as _, Write as _},
+    io::{self, BufWriter, IsTerminal as _, Read as _, Seek as _, SeekFrom, Write as _},
     path::PathBuf,
     sync::Arc,
 };
@@ -12,7 +12,12 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
-use super::{ecs::Encoder, pretty, record::Record, sender::Settled};
+use super::{
+    ecs::Encoder,
+    pretty,
+    record::Record,
+    sender::{Handed, Settled},
+};
 use crate::{metrics::Metrics, notice::Notices, policy::Alert};
 
 /// Standard output: nothing to wait for, so it needs no spool.
@@ -98,6 +103,12 @@ impl FileConfig {
         if self.path.as_os_str().is_empty() {
             return Err("ship.file.path is missing; name the file that alerts go to".to_owned());
         }
+        if self.max_bytes < ByteSize::kib(4) {
+            return Err(format!("ship.file.max_bytes is {}; it must be at least 4KiB", self.max_bytes));
+        }
+        if self.keep > 1000 {
+            return Err(format!("ship.file.keep is {}; it must be at most 1000", self.keep));
+        }
         Ok(())
     }
 }
@@ -123,14 +134,14 @@ impl File {
     }
 
     /// Takes a record; it is settled by [`Self::flush`].
-    pub(super) fn send(&mut self, sequence: u64, record: &Record) -> bool {
+    pub(super) fn send(&mut self, sequence: u64, record: &Record) -> Handed {
         self.written.push(sequence);
         if self.broken.is_none()
             && let Err(why) = self.write(record.data.get().as_bytes())
         {
             self.broken = Some(why.to_string());
         }
-        true
+        Handed::Taken
     }
 
     fn write(&mut self, line: &[u8]) -> io::Result<()> {
@@ -201,8 +212,47 @@ impl File {
     }
 }
 
+/// Opens the file at the end of its last whole line: what follows it was never acknowledged.
 fn append_to(config: &FileConfig) -> io::Result<(BufWriter<fs::File>, u64)> {
-    let file = fs::File::options().append(true).create(true).open(&config.path)?;
+    match fs::metadata(&config.path) {
+        // Opening a pipe would wait for its reader.
+        Ok(found) if !found.is_file() => return Err(io::Error::other("it is not a regular file")),
+        _ => {}
+    }
+    let mut file = fs::File::options().read(true).append(true).create(true).open(&config.path)?;
     let size = file.metadata()?.len();
+    let tail = size.min(super::writer::RECORD_LIMIT as u64 + 1);
+    let mut end = vec![0; usize::try_from(tail).unwrap_or(0)];
+    file.seek(SeekFrom::Start(size - tail))?;
+    file.read_exact(&mut end)?;
+    let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    let size = size - (end.len() - whole) as u64;
+    file.set_len(size)?;
     Ok((BufWriter::new(file), size))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_a_line_that_a_crash_left_is_cut_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = FileConfig { path: dir.path().join("a"), ..FileConfig::default() };
+        for (before, after) in [("", ""), ("{}\n", "{}\n"), ("{}\n{\"x", "{}\n"), ("{\"x", "")] {
+            fs::write(&config.path, before).unwrap();
+            append_to(&config).unwrap();
+            assert_eq!(fs::read_to_string(&config.path).unwrap(), after);
+        }
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let why =
+            File::open(&FileConfig { path: "/dev/null".into(), ..FileConfig::default() }).map(|_| ()).unwrap_err();
+        assert_eq!(
+            format!("{why:#}"),
+            "cannot write to /dev/null; set ship.file.path to a file it may write: it is not a regular file"
+        );
+    }
 }

@@ -92,6 +92,9 @@ impl Config {
     /// # Errors
     /// Names the setting and what it may be.
     pub fn check(&self) -> Result<(), String> {
+        if self.spool.max_bytes < ByteSize::mib(1) {
+            return Err(format!("ship.spool.max_bytes is {}; it must be at least 1MiB", self.spool.max_bytes));
+        }
         match self.sink {
             SinkKind::Stdout => Ok(()),
             SinkKind::File => self.file.check(),

@@ -27,7 +27,7 @@ pub(super) fn alert(alert: &Alert) -> String {
         Severity::Informational => "2",
     };
     let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
-    let denied = if event.file.is_some() { "" } else { " denied" };
+    let denied = if event.result == 0 { "" } else { " denied" };
     format!(
         "{}  {}  {}  {}{denied} {}\n{:14}by {}",
         paint("2", &clock(event.time)),

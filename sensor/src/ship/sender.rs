@@ -1,9 +1,10 @@
 //! The spool to the sink: sends in order, waits for acknowledgements, sends again what failed.
 use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use tokio::{
     sync::watch,
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -14,8 +15,6 @@ use crate::{metrics::Metrics, notice::Notices};
 const BATCH: usize = 512;
 /// Pause before a record that failed is sent again.
 const RETRY: Duration = Duration::from_secs(1);
-/// Failed records at which no new ones are sent: sending more into a fault helps nobody.
-const FAILED_LIMIT: usize = 1000;
 
 /// Where records go.
 pub(super) enum Sink {
@@ -32,6 +31,16 @@ pub(super) enum Settled {
     Failed(u64),
 }
 
+/// What a sink says when it is handed a record.
+pub(super) enum Handed {
+    /// It will be settled.
+    Taken,
+    /// There is no room now.
+    Full,
+    /// Not now, for a reason that time or a new connection may cure.
+    Refused,
+}
+
 /// The sending half of the stage.
 pub(super) struct Sender {
     spool: Reader,
@@ -42,7 +51,7 @@ pub(super) struct Sender {
     next: u64,
     /// Sent, and neither delivered nor failed yet.
     in_flight: BTreeSet<u64>,
-    /// To be sent again; some of them are in flight already.
+    /// To be sent again; none of them is in flight.
     failed: BTreeSet<u64>,
     /// When that happens next.
     retry_at: Instant,
@@ -76,83 +85,93 @@ impl Sender {
     }
 
     /// Works until everything that was committed is delivered and no more comes, or until it is told to give up.
+    ///
+    /// # Errors
+    /// When the spool cannot be read.
     pub(super) async fn run(mut self, give_up: CancellationToken) -> anyhow::Result<()> {
         loop {
             // In this order: when it has ended, the last number is final.
             let ended = self.committed.has_changed().is_err();
             let last = *self.committed.borrow_and_update();
-            let progress = self.send(last).await;
+            let more = self.send(last)?;
             if ended && self.next > last && self.in_flight.is_empty() && self.failed.is_empty() {
                 return Ok(());
             }
-            if progress {
-                continue;
-            }
             tokio::select! {
-                // Closed: the writer has ended, and the loop sees the last number it left.
-                changed = self.committed.changed(), if !ended => { changed.ok(); }
-                settled = self.sink.settled() => self.settle(settled),
-                () = sleep_until(self.retry_at), if !self.failed.is_empty() => self.retry(),
+                biased;
                 () = give_up.cancelled() => {
                     let left = last.saturating_sub(*self.acknowledged.borrow());
                     tracing::info!(left, "records that the sink has not acknowledged stay in the spool");
                     return Ok(());
                 }
+                () = sleep_until(self.retry_at), if !self.failed.is_empty() => self.retry()?,
+                settled = self.sink.settled() => self.settle(settled),
+                () = std::future::ready(()), if more => {}
+                // Closed: the writer has ended, and the loop sees the last number it left.
+                changed = self.committed.changed(), if !ended => { changed.ok(); }
             }
         }
     }
 
-    /// Hands the next records up to `last` to the sink; true if there may be more to hand over at once.
-    async fn send(&mut self, last: u64) -> bool {
-        if self.next > last || self.failed.len() >= FAILED_LIMIT {
-            return false;
+    /// Hands the next records up to `last` to the sink, unless some wait to be sent again: order matters more than
+    /// speed then. True if there are more to hand over at once.
+    fn send(&mut self, last: u64) -> anyhow::Result<bool> {
+        if self.next > last || !self.failed.is_empty() {
+            return Ok(false);
         }
-        let batch = match tokio::task::block_in_place(|| self.spool.read(self.next, BATCH)) {
-            Ok(batch) => batch,
-            Err(why) => {
-                self.notices.add("ship", "spool_read", 1, format!("cannot read the spool: {why}; trying again"));
-                sleep(RETRY).await;
-                return true;
-            }
-        };
+        let batch = self.read(self.next, BATCH)?;
         // Numbers that are no longer there were acknowledged before a restart.
         if batch.is_empty() {
             self.next = last + 1;
         }
+        let mut room = true;
         for (sequence, bytes) in batch {
-            if !self.send_one(sequence, &bytes) {
-                return false;
+            let handed = self.send_one(sequence, &bytes);
+            if !matches!(handed, Handed::Full) {
+                self.next = sequence + 1;
             }
-            self.next = sequence + 1;
+            room = matches!(handed, Handed::Taken);
+            if !room {
+                break;
+            }
         }
-        let settled = self.sink.flush();
+        let settled = tokio::task::block_in_place(|| self.sink.flush());
         self.settle(settled);
-        self.next <= last
+        Ok(room && self.next <= last)
     }
 
-    /// False if the sink has no room now.
-    fn send_one(&mut self, sequence: u64, bytes: &[u8]) -> bool {
+    fn read(&self, from: u64, limit: usize) -> anyhow::Result<Vec<(u64, Vec<u8>)>> {
+        let batch = tokio::task::block_in_place(|| self.spool.read(from, limit));
+        batch.context("cannot read the spool; start again to have it checked")
+    }
+
+    fn send_one(&mut self, sequence: u64, bytes: &[u8]) -> Handed {
         let record: Record = match serde_json::from_slice(bytes) {
             Ok(record) => record,
             Err(why) => {
                 self.metrics.alerts_lost.add(1);
-                self.notices.add(
-                    "ship",
-                    "unreadable",
-                    1,
-                    format!("record {sequence} of the spool cannot be read: {why}"),
-                );
-                return true;
+                let what = format!("record {sequence} of the spool cannot be read: {why}");
+                self.notices.add("ship", "unreadable", 1, what);
+                return Handed::Taken;
             }
         };
-        let sent = match &mut self.sink {
+        let handed = match &mut self.sink {
             Sink::Kafka(producer) => producer.send(sequence, &record),
             Sink::File(file) => file.send(sequence, &record),
         };
-        if sent {
-            self.in_flight.insert(sequence);
+        match handed {
+            Handed::Taken => drop(self.in_flight.insert(sequence)),
+            Handed::Refused => self.fail(sequence),
+            Handed::Full => {}
         }
-        sent
+        handed
+    }
+
+    fn fail(&mut self, sequence: u64) {
+        if self.failed.is_empty() {
+            self.retry_at = Instant::now() + RETRY;
+        }
+        self.failed.insert(sequence);
     }
 
     fn settle(&mut self, settled: Vec<Settled>) {
@@ -160,16 +179,12 @@ impl Sender {
             match outcome {
                 Settled::Delivered(sequence) => {
                     if self.in_flight.remove(&sequence) {
-                        self.failed.remove(&sequence);
                         self.metrics.shipped.add(1);
                     }
                 }
                 Settled::Failed(sequence) => {
                     if self.in_flight.remove(&sequence) {
-                        if self.failed.is_empty() {
-                            self.retry_at = Instant::now() + RETRY;
-                        }
-                        self.failed.insert(sequence);
+                        self.fail(sequence);
                     }
                 }
             }
@@ -179,20 +194,24 @@ impl Sender {
         self.acknowledged.send_if_modified(|old| std::mem::replace(old, acknowledged) != acknowledged);
     }
 
-    /// Sends again what failed.
-    fn retry(&mut self) {
+    /// Sends again what failed, in order, until the sink refuses.
+    fn retry(&mut self) -> anyhow::Result<()> {
         self.retry_at = Instant::now() + RETRY;
         self.sink.renew(&self.notices);
-        let again: Vec<u64> = self.failed.difference(&self.in_flight).copied().collect();
-        for sequence in again {
-            let record = tokio::task::block_in_place(|| self.spool.read(sequence, 1));
-            let Ok([(found, bytes)]) = record.as_deref() else { continue };
-            if *found != sequence || !self.send_one(sequence, bytes) {
+        for sequence in self.failed.clone() {
+            let batch = self.read(sequence, 1)?;
+            // A number that is no longer there was acknowledged before a restart.
+            if let Some((_, bytes)) = batch.first().filter(|(found, _)| *found == sequence)
+                && !matches!(self.send_one(sequence, bytes), Handed::Taken)
+            {
                 break;
             }
+            // In flight now; it comes back if it fails again.
+            self.failed.remove(&sequence);
         }
-        let settled = self.sink.flush();
+        let settled = tokio::task::block_in_place(|| self.sink.flush());
         self.settle(settled);
+        Ok(())
     }
 }
 

@@ -11,10 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use redb::{
-    Database, DatabaseError, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _,
-    TableDefinition,
-};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, ReadableTableMetadata as _, TableDefinition};
 use uuid::Uuid;
 
 use crate::notice::Notices;
@@ -27,6 +24,8 @@ const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
 const EPOCH: &str = "epoch";
 /// The next sequence number.
 const NEXT: &str = "next";
+/// Bytes after which a read ends.
+const READ_BYTES: usize = 4 << 20;
 /// Memory for pages; the sensor has little.
 const CACHE_BYTES: usize = 8 << 20;
 
@@ -52,38 +51,36 @@ impl Spool {
     /// Opens the spool in `directory`, or makes one. A file that is damaged is moved aside and named in a notice.
     pub(super) fn open(directory: &Path, max_bytes: u64, notices: &Notices) -> anyhow::Result<Self> {
         let path = directory.join("spool.redb");
-        let db = match open(&path) {
-            Ok(db) => db,
-            Err(DatabaseError::DatabaseAlreadyOpen) => {
-                bail!(
-                    "the spool {} is in use: another pathwatch runs on it; give this one another ship.state_dir",
+        let damage = match Self::try_open(&path, max_bytes) {
+            Ok(spool) => return Ok(spool),
+            Err(redb::Error::DatabaseAlreadyOpen) => bail!(
+                "the spool {} is in use: another pathwatch runs on it; give this one another ship.state_dir",
+                path.display()
+            ),
+            Err(redb::Error::Io(why)) if why.kind() != std::io::ErrorKind::InvalidData => {
+                let remedy = format!(
+                    "cannot open the spool {}; set ship.state_dir to a directory it may write",
                     path.display()
                 );
+                return Err(why).context(remedy);
             }
-            Err(DatabaseError::Storage(redb::StorageError::Io(why)))
-                if why.kind() != std::io::ErrorKind::InvalidData =>
-            {
-                return Err(why).with_context(|| {
-                    format!(
-                        "cannot open the spool {}; set ship.state_dir to a directory it may write",
-                        path.display()
-                    )
-                });
-            }
-            Err(why) => {
-                let aside = directory.join(format!("spool.redb.damaged-{}", Timestamp::now().as_second()));
-                fs::rename(&path, &aside)
-                    .with_context(|| format!("cannot move the damaged spool {} aside", path.display()))?;
-                notices.add(
-                    "ship",
-                    "spool_damaged",
-                    1,
-                    format!("the spool was damaged ({why}) and is now {}; a new epoch begins", aside.display()),
-                );
-                open(&path).with_context(|| format!("cannot make the spool {}", path.display()))?
-            }
+            Err(why) => why,
         };
-        Self::read_state(path, db, max_bytes).context("cannot read the spool")
+        let aside = directory.join(format!("spool.redb.damaged-{}", Timestamp::now().as_second()));
+        fs::rename(&path, &aside)
+            .with_context(|| format!("cannot move the damaged spool {} aside", path.display()))?;
+        let what = format!("the spool was damaged ({damage}) and is now {}; a new epoch begins", aside.display());
+        notices.add("ship", "spool_damaged", 1, what);
+        Self::try_open(&path, max_bytes).with_context(|| format!("cannot make the spool {}", path.display()))
+    }
+
+    fn try_open(path: &Path, max_bytes: u64) -> Result<Self, redb::Error> {
+        // On some damage redb panics where others return an error.
+        let opened = std::panic::catch_unwind(|| {
+            let db = Database::builder().set_cache_size(CACHE_BYTES).create(path)?;
+            Self::read_state(path.to_path_buf(), db, max_bytes)
+        });
+        opened.unwrap_or_else(|_| Err(redb::Error::Corrupted("it makes the database panic".to_owned())))
     }
 
     fn read_state(path: PathBuf, db: Database, max_bytes: u64) -> Result<Self, redb::Error> {
@@ -171,19 +168,20 @@ impl Spool {
 }
 
 impl Reader {
-    /// At most `limit` records from number `from` on, in order.
+    /// At most `limit` records, and not much more than `READ_BYTES`, from number `from` on, in order.
     pub(super) fn read(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, redb::Error> {
         let read = self.0.begin_read()?;
         let table = read.open_table(RECORDS)?;
-        let records = table.range(from..)?.take(limit);
+        let mut bytes = 0;
+        let records = table.range(from..)?.take(limit).take_while(|record| {
+            let room = bytes < READ_BYTES;
+            bytes += record.as_ref().map_or(0, |(_, record)| record.value().len());
+            room
+        });
         records
             .map(|record| record.map(|(n, bytes)| (n.value(), bytes.value().to_vec())).map_err(redb::Error::from))
             .collect()
     }
-}
-
-fn open(path: &Path) -> Result<Database, DatabaseError> {
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
 #[cfg(test)]

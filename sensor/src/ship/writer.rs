@@ -1,10 +1,11 @@
 //! Alerts to the spool: numbers, encodes and commits them in groups.
 use std::{sync::Arc, time::Duration};
 
+use anyhow::Context as _;
 use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, sleep, sleep_until},
+    time::{Instant, sleep_until},
 };
 
 use super::{ecs::Encoder, spool::Spool};
@@ -14,10 +15,10 @@ use crate::{metrics::Metrics, notice::Notices, policy::Alert};
 const GROUP: usize = 4096;
 /// Shortest time between two commits under load: the disk may be etcd's too. An idle spool commits at once.
 const PACE: Duration = Duration::from_millis(50);
-/// Pause before a commit that failed is tried again.
-const RETRY: Duration = Duration::from_secs(1);
+/// Bytes at which a group is committed before it is complete, so that odd names cannot fill the memory.
+const COMMIT_BYTES: u64 = 4 << 20;
 /// Largest record, in bytes; a broker's usual limit is 1 MiB for a whole batch.
-const RECORD_LIMIT: usize = 256 << 10;
+pub(super) const RECORD_LIMIT: usize = 256 << 10;
 
 /// The writing half of the stage.
 pub(super) struct Writer {
@@ -44,13 +45,17 @@ impl Writer {
     }
 
     /// Works until the alerts end; then until the sender has ended, to delete what it still had acknowledged.
+    ///
+    /// # Errors
+    /// When the spool cannot be written: redb then refuses every call until it is opened anew, so the sensor stops.
     pub(super) async fn run(mut self) -> anyhow::Result<()> {
         let mut group = Vec::new();
         let mut pace = Instant::now();
         loop {
             tokio::select! {
                 received = self.alerts.recv_many(&mut group, GROUP) => if received == 0 { break },
-                changed = self.acknowledged.changed() => if changed.is_err() { break },
+                // Once the sender has ended this is off, and only the end of the alerts ends the loop.
+                Ok(()) = self.acknowledged.changed() => {}
             }
             sleep_until(pace).await;
             while group.len() < GROUP
@@ -58,48 +63,62 @@ impl Writer {
             {
                 group.push(alert);
             }
-            self.write(&mut group).await;
+            self.write(&mut group)?;
             pace = Instant::now() + PACE;
         }
         // From here on the sender finds `committed` closed and knows that no more will come.
         drop(std::mem::replace(&mut self.committed, watch::channel(0).0));
         while self.acknowledged.changed().await.is_ok() {}
-        self.write(&mut group).await;
-        Ok(())
+        self.commit(&mut Vec::new())
     }
 
-    /// Commits `group` and what was acknowledged, however often it takes; empties `group`.
-    async fn write(&mut self, group: &mut Vec<Alert>) {
+    /// Numbers, encodes and commits `group`; empties it.
+    fn write(&mut self, group: &mut Vec<Alert>) -> anyhow::Result<()> {
         let mut records = Vec::new();
         let mut bytes = 0;
         for alert in group.drain(..) {
+            if bytes >= COMMIT_BYTES {
+                self.commit(&mut records)?;
+                bytes = 0;
+            }
             let sequence = self.spool.next() + records.len() as u64;
             match self.encode(&alert, sequence) {
-                Ok(record) if self.spool.has_room(bytes + record.len() as u64) => {
-                    bytes += record.len() as u64;
-                    records.push(record);
+                Ok(record) => {
+                    if !self.spool.has_room(bytes + record.len() as u64) {
+                        // What was acknowledged meanwhile makes room.
+                        self.commit(&mut records)?;
+                        bytes = 0;
+                    }
+                    if self.spool.has_room(record.len() as u64) {
+                        bytes += record.len() as u64;
+                        records.push(record);
+                    } else {
+                        self.lose(
+                            "spool_full",
+                            &alert,
+                            "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?",
+                        );
+                    }
                 }
-                Ok(_) => self.lose(
-                    "spool_full",
-                    &alert,
-                    "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?",
-                ),
                 Err(why) => self.lose("unencodable", &alert, &why),
             }
         }
+        self.commit(&mut records)
+    }
+
+    /// Commits `records` and what was acknowledged; empties `records`.
+    fn commit(&mut self, records: &mut Vec<Vec<u8>>) -> anyhow::Result<()> {
         let acknowledged = *self.acknowledged.borrow_and_update();
-        while let Err(why) = tokio::task::block_in_place(|| self.spool.commit(&records, acknowledged)) {
-            let place = self.spool.path().display();
-            self.notices.add(
-                "ship",
-                "spool_write",
-                1,
-                format!("cannot write the spool {place}: {why}; trying again"),
-            );
-            sleep(RETRY).await;
+        if let Err(why) = tokio::task::block_in_place(|| self.spool.commit(records, acknowledged)) {
+            self.metrics.alerts_lost.add(records.len() as u64);
+            let place = self.spool.path().display().to_string();
+            return Err(why)
+                .with_context(|| format!("cannot write the spool {place}; free its disk and start again"));
         }
+        records.clear();
         tracing::debug!(spooled = self.spool.last(), acknowledged, "committed");
         self.committed.send_replace(self.spool.last());
+        Ok(())
     }
 
     fn encode(&self, alert: &Alert, sequence: u64) -> Result<Vec<u8>, String> {
