@@ -87,7 +87,7 @@ step_guests() {
     local work=$cache/busybox.new; rm -rf "$work"; mkdir -p "$work"
     "$here/apt-root.sh" "$cache/apt" update
     (cd "$work" && "$here/apt-root.sh" "$cache/apt" download busybox-static && dpkg -x ./*.deb .)
-    mv "$(find "$work" -name busybox -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
+    mv "$(find "$work" -path '*/bin/busybox' -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
   fi
   local kernel
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
