@@ -4,7 +4,7 @@
 //! these read-only globals before the program is verified; the verifier then knows them as constants.
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::bpf_probe_read_kernel;
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
 
 /// Declares globals that the loader fills (`sensor/src/capture/offsets.rs` has the same names).
 macro_rules! globals {
@@ -45,6 +45,16 @@ pub(crate) fn read<T: Copy>(address: u64, offset: usize) -> T {
     // SAFETY: the helper checks `from` itself, writes `size_of::<T>()` bytes and zeroes them on failure.
     unsafe { bpf_probe_read_kernel(value.as_mut_ptr().cast(), size_of::<T>() as u32, from) };
     // SAFETY: the helper wrote every byte, and every bit pattern is a `T`.
+    unsafe { value.assume_init() }
+}
+
+/// The same of the current process's memory.
+#[inline(always)]
+pub(crate) fn read_user<T: Copy>(address: u64) -> T {
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: as for `read`.
+    unsafe { bpf_probe_read_user(value.as_mut_ptr().cast(), size_of::<T>() as u32, address as *const _) };
+    // SAFETY: as for `read`.
     unsafe { value.assume_init() }
 }
 

@@ -1,7 +1,7 @@
 //! The wire ABI: what the kernel side writes and the user side reads, nothing else.
 //!
-//! A record is one [`OpenRecord`], then `requested_len` bytes of the name the process passed, then `path_len`
-//! bytes of path. The path stands as components, leaf first: a little-endian `u16` length and that many bytes
+//! A record is one [`OpenRecord`], then `path_len` bytes of path, then `requested_len` bytes of the name the process
+//! passed. The path stands as components, leaf first: a little-endian `u16` length and that many bytes
 //! of name each. A length of zero marks a crossing from a mount to the mount it sits on.
 #![no_std]
 
@@ -116,13 +116,12 @@ pub struct OpenRecord {
     pub result: i32,
     /// `STATUS_*` flags.
     pub status: u32,
-    /// Bytes of the requested name that follow.
-    pub requested_len: u32,
-    /// Bytes of path components that follow the requested name. For a failed open they are the path of the
-    /// directory that the requested name starts from.
+    /// Bytes of path components that follow.
     pub path_len: u32,
-    /// Explicit padding, zero.
-    pub reserved: u32,
+    /// Bytes of the requested name that follow them.
+    pub requested_len: u32,
+    /// 1 if the path is not the file's but that of the directory which the requested name starts from.
+    pub path_is_base: u32,
 }
 
 const _: () = assert!(size_of::<RecordHeader>() == 72 && align_of::<RecordHeader>() == 8);

@@ -5,6 +5,7 @@ use sensor_ebpf::{
     STATUS_TOO_LONG,
 };
 
+use crate::kernel::{read, read_user};
 use crate::maps::{EVENTS, count_loss, next_sequence};
 
 /// One record and the place where the next byte of its body goes.
@@ -16,9 +17,26 @@ pub(crate) struct Scratch {
     record: OpenRecord,
     body: [u8; BODY_LEN],
     position: u32,
+    kept: Kept,
+}
+
+/// What a hook needs again after the walk.
+///
+/// In registers it would have the verifier walk once for every combination of values that it can tell apart: it
+/// gave up after a million instructions.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub(crate) struct Kept {
+    /// `struct file *`; zero when there is none.
+    pub(crate) file: u64,
+    /// Address of the requested name.
+    pub(crate) name: u64,
+    /// What the call returned.
+    pub(crate) result: i64,
 }
 
 /// Where a requested name is read from.
+#[derive(Clone, Copy)]
 pub(crate) enum Source {
     Kernel(u64),
     User(u64),
@@ -31,7 +49,19 @@ pub(crate) struct Builder {
     record: *mut OpenRecord,
     body: *mut [u8; BODY_LEN],
     position: *mut u32,
+    kept: *mut Kept,
     hook: Hook,
+}
+
+impl Source {
+    /// First byte of the name; zero when it cannot be read.
+    #[inline(always)]
+    pub(crate) fn first(self) -> u8 {
+        match self {
+            Self::Kernel(from) => read(from, 0),
+            Self::User(from) => read_user(from),
+        }
+    }
 }
 
 impl Builder {
@@ -40,8 +70,8 @@ impl Builder {
     pub(crate) fn new(hook: Hook) -> Option<Self> {
         let scratch = crate::maps::scratch(hook)?;
         // SAFETY: the map's value is a Scratch, and this program's alone on this CPU while it runs.
-        let Scratch { record, body, position } = unsafe { &mut *scratch };
-        let new = Self { scratch, record, body, position, hook };
+        let Scratch { record, body, position, kept } = unsafe { &mut *scratch };
+        let new = Self { scratch, record, body, position, kept, hook };
         new.set_position(0);
         // SAFETY: `record` points into the scratch; all-zero bytes are a record.
         unsafe { core::ptr::write_bytes(new.record, 0, 1) };
@@ -73,12 +103,32 @@ impl Builder {
         self.record().status |= status;
     }
 
-    /// Copies the name that the process passed to the front of the body.
+    /// Puts `kept` aside until after the walk.
+    #[inline(always)]
+    pub(crate) fn keep(self, kept: Kept) {
+        // SAFETY: points into the scratch.
+        unsafe { self.kept.write_volatile(kept) };
+    }
+
+    /// What was put aside.
+    #[inline(always)]
+    pub(crate) fn kept(self) -> Kept {
+        // SAFETY: points into the scratch, where any bytes are a Kept.
+        unsafe { self.kept.read_volatile() }
+    }
+
+    /// Ends the path and appends the name that the process passed.
     #[inline(always)]
     pub(crate) fn put_requested(mut self, source: Source) {
-        let (to, size) = (self.body.cast(), REQUESTED_LIMIT as u32);
+        let position = self.end_path();
+        if position > BODY_LEN - REQUESTED_LIMIT {
+            return self.flag(STATUS_REQUESTED_CUT);
+        }
+        // SAFETY: the check above leaves room for the longest name.
+        let to = unsafe { self.body.cast::<u8>().add(position) }.cast();
+        let size = REQUESTED_LIMIT as u32;
         let copied = match source {
-            // SAFETY: the body has room for REQUESTED_LIMIT bytes; the helper checks the source itself.
+            // SAFETY: `to` has room for REQUESTED_LIMIT bytes; the helper checks the source itself.
             Source::Kernel(from) => unsafe { bpf_probe_read_kernel_str(to, size, from as *const _) },
             // SAFETY: as above.
             Source::User(from) => unsafe { bpf_probe_read_user_str(to, size, from as *const _) },
@@ -89,15 +139,16 @@ impl Builder {
         }
         if copied > 1 && copied <= REQUESTED_LIMIT as i64 {
             self.record().requested_len = copied as u32 - 1;
-            self.set_position(copied as usize - 1);
+            self.set_position(position + copied as usize - 1);
         }
     }
 
-    /// First byte of the requested name; zero when there is none.
+    /// What was appended so far is the path; returns where it ends.
     #[inline(always)]
-    pub(crate) fn requested_first(self) -> u8 {
-        // SAFETY: points into the scratch, and the body is not empty.
-        unsafe { self.body.cast::<u8>().read() }
+    pub(crate) fn end_path(mut self) -> usize {
+        let position = self.position();
+        self.record().path_len = position as u32;
+        position
     }
 
     /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
@@ -132,8 +183,6 @@ impl Builder {
     #[inline(always)]
     pub(crate) fn submit(mut self) {
         let body = self.position();
-        let requested = self.record().requested_len as usize;
-        self.record().path_len = body.wrapping_sub(requested) as u32;
         // The mask tells the verifier a bound that survives the addition.
         let len = size_of::<OpenRecord>() + (body & 0x3fff);
         self.record().header.sequence = next_sequence(self.hook);

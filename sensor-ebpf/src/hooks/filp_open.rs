@@ -2,12 +2,12 @@
 use aya_ebpf::{EbpfContext as _, macros::fexit, programs::FExitContext};
 use sensor_ebpf::Hook;
 
-use super::open::{begin, put_file, put_requested};
+use super::open::{base, begin, put_file};
 use crate::{
     filter,
     kernel::{FILENAME_NAME, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
     path::put_path,
-    record::Source,
+    record::{Kept, Source},
 };
 
 // match-proto: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
@@ -31,13 +31,17 @@ fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
     let flags: u32 = read(open_flags, constant(&OPEN_FLAGS_OPEN_FLAG));
     let result = if is_error(file) { file as i32 } else { 0 };
     let mut record = begin(Hook::DoFilpOpen, flags, result)?;
-    let place = if result == 0 {
-        put_file(&mut record, file)
-    } else {
-        // The kernel's own copy of the name: the process cannot change it any more.
-        put_requested(record, Source::Kernel(read(filename, constant(&FILENAME_NAME))), dirfd)
-    };
+    let name: u64 = read(filename, constant(&FILENAME_NAME));
+    let place =
+        if result == 0 { put_file(&mut record, file) } else { base(&mut record, Source::Kernel(name), dirfd) };
+    record.keep(Kept { file, name, result: i64::from(result) });
     put_path(record, place);
+    record.end_path();
+    let Kept { name, result, .. } = record.kept();
+    if result != 0 {
+        // The kernel's own copy: the process cannot change it any more.
+        record.put_requested(Source::Kernel(name));
+    }
     record.submit();
     Some(())
 }

@@ -54,13 +54,13 @@ pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
     (vfsmount, dentry)
 }
 
-/// Adds the name that was asked for; returns where it starts from: the task's root for an absolute name, else
-/// its working directory or the directory behind `dirfd`.
+/// Where a requested name starts from: the task's root for an absolute name, else its working directory or the
+/// directory behind `dirfd`.
 #[inline(always)]
-pub(super) fn put_requested(record: Builder, source: Source, dirfd: i32) -> Place {
-    record.put_requested(source);
+pub(super) fn base(record: &mut Builder, source: Source, dirfd: i32) -> Place {
+    record.record().path_is_base = 1;
     let fs: u64 = read(task::current(), constant(&TASK_FS));
-    if record.requested_first() == b'/' {
+    if source.first() == b'/' {
         read_path(fs, constant(&FS_STRUCT_ROOT))
     } else if dirfd == AT_FDCWD {
         read_path(fs, constant(&FS_STRUCT_PWD))

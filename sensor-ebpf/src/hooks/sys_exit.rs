@@ -1,13 +1,13 @@
 //! Opens by system call, on kernels that refuse fexit: the file behind the returned descriptor.
-use aya_ebpf::{helpers::generated::bpf_probe_read_user, macros::btf_tracepoint, programs::BtfTracePointContext};
+use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
 use sensor_ebpf::{Hook, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_REQUESTED_UNTRUSTED};
 
-use super::open::{AT_FDCWD, begin, file_of, put_file, put_requested};
+use super::open::{AT_FDCWD, base, begin, file_of, put_file};
 use crate::{
     filter,
-    kernel::{FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read},
+    kernel::{FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read, read_user},
     path::put_path,
-    record::Source,
+    record::{Builder, Kept, Source},
     task,
 };
 
@@ -64,21 +64,32 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let flags = if file == 0 { call.flags } else { kept | call.flags & FORGOTTEN };
     let mut record = begin(Hook::SysExit, flags, result.min(0) as i32)?;
     let place = if file == 0 {
-        record.flag(STATUS_REQUESTED_UNTRUSTED);
-        if result >= 0 {
-            record.flag(STATUS_FD_REPLACED);
-        }
-        put_requested(record, Source::User(call.name), call.dirfd)
+        base(&mut record, Source::User(call.name), call.dirfd)
     } else {
         record.flag(STATUS_FD_RACE_POSSIBLE);
         put_file(&mut record, file)
     };
+    record.keep(Kept { file, name: call.name, result });
     put_path(record, place);
-    if file != 0 && file_of(result as u32) != file {
+    finish(record);
+    Some(())
+}
+
+/// After the walk: says whether the descriptor is still the same, and adds the requested name where it is needed.
+#[inline(always)]
+fn finish(record: Builder) {
+    record.end_path();
+    let Kept { file, name, result } = record.kept();
+    let replaced = result >= 0 && (file == 0 || file_of(result as u32) != file);
+    if replaced {
+        // What was read may be another file's, or of no file any more: the name that was asked for goes with it.
         record.flag(STATUS_FD_REPLACED);
     }
+    if replaced || file == 0 {
+        record.flag(STATUS_REQUESTED_UNTRUSTED);
+        record.put_requested(Source::User(name));
+    }
     record.submit();
-    Some(())
 }
 
 /// The arguments of an open-like call; None for every other call.
@@ -104,17 +115,9 @@ fn open_call(regs: u64) -> Option<Call> {
         Kind::Open => Call { dirfd: AT_FDCWD, name: first, flags: known(second) },
         Kind::Creat => Call { dirfd: AT_FDCWD, name: first, flags: CREAT },
         Kind::Openat => Call { dirfd: first as i32, name: second, flags: known(third) },
-        Kind::Openat2 => Call { dirfd: first as i32, name: second, flags: known(u64::from(user_word(third))) },
+        // The flags are the first word of `struct open_how`. The process may have changed it since; what the open
+        // really did is in `f_flags` and `f_mode`.
+        Kind::Openat2 => Call { dirfd: first as i32, name: second, flags: known(read_user(third)) },
         Kind::OpenByHandleAt => Call { dirfd: AT_FDCWD, name: 0, flags: known(third) },
     })
-}
-
-/// First word of `struct open_how`, its flags. The process may have changed it since; what the open really did
-/// is in `f_flags` and `f_mode`.
-#[inline(always)]
-fn user_word(address: u64) -> u32 {
-    let mut word = 0u32;
-    // SAFETY: the helper checks the address and writes four bytes.
-    unsafe { bpf_probe_read_user((&raw mut word).cast(), 4, address as *const _) };
-    word
 }

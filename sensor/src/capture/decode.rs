@@ -34,8 +34,10 @@ impl Decoder {
     /// Reads one record; None if it is not one.
     pub(super) fn decode(&self, bytes: &[u8]) -> Option<Event> {
         let (record, body) = OpenRecord::read_from_prefix(bytes).ok()?;
-        let (requested, path) = body.split_at_checked(record.requested_len as usize)?;
-        let path = assemble(path.get(..record.path_len as usize)?, record.status)?;
+        let (path, requested) = body.split_at_checked(record.path_len as usize)?;
+        let path = assemble(path, record.status)?;
+        let requested = requested.get(..record.requested_len as usize)?;
+        let (path, base) = if record.path_is_base != 0 { (Vec::new(), path) } else { (path, Vec::new()) };
         let header = record.header;
         let time = self.boot_time.checked_add(SignedDuration::from_nanos(header.time_ns as i64)).ok()?;
         let opened = record.inode_mode != 0;
@@ -62,8 +64,8 @@ impl Decoder {
                 links: record.links,
                 created: record.mode & flags::MODE_CREATED != 0,
             }),
-            requested: (!requested.is_empty()).then(|| join(&path, requested)),
-            path: opened.then(|| path.into()),
+            requested: (!requested.is_empty()).then(|| join(&base, requested)),
+            path: (!path.is_empty()).then(|| path.into()),
             home: None,
             status: STATUS.iter().filter(|(bit, _)| record.status & bit != 0).map(|(_, status)| *status).collect(),
         })
@@ -101,7 +103,8 @@ fn join(base: &[u8], requested: &[u8]) -> Name {
             name => names.push(name),
         }
     }
-    let mut path = if base.first() == Some(&b'/') { b"/".to_vec() } else { Vec::new() };
+    let rooted = base.first() == Some(&b'/') || base.is_empty() && requested.first() == Some(&b'/');
+    let mut path = if rooted { b"/".to_vec() } else { Vec::new() };
     path.extend(names.join(&b'/'));
     path.into()
 }
@@ -128,7 +131,8 @@ mod tests {
         fixed.header.comm[..3].copy_from_slice(b"cat");
         (fixed.status, fixed.result, fixed.inode_mode) = (status, result, if result == 0 { 0o100_644 } else { 0 });
         (fixed.requested_len, fixed.path_len) = (requested.len() as u32, path.len() as u32);
-        [fixed.as_bytes(), requested, &path].concat()
+        fixed.path_is_base = u32::from(result != 0);
+        [fixed.as_bytes(), &path, requested].concat()
     }
 
     #[test]

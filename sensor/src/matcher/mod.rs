@@ -27,10 +27,12 @@ pub fn matches(event: &Arc<Enriched>, set: &PolicySet) -> Vec<Alert> {
 
 /// The view of the file that the policy matches and does not exclude, and the pattern it matches.
 fn matched<'a>(event: &Event, policy: &'a Compiled) -> Option<(View, &'a str)> {
+    let replaced = event.status.contains(&PathStatus::FdReplaced);
     let views = [
         (View::Path, event.path.as_ref()),
-        // What was asked for says nothing about a file that was found: a link may lie between.
-        (View::Requested, event.requested.as_ref().filter(|_| event.file.is_none())),
+        // What was asked for says nothing about a file that was found, since a link may lie between; but it is all
+        // there is where the found file may be another one.
+        (View::Requested, event.requested.as_ref().filter(|_| event.file.is_none() || replaced)),
     ];
     views.into_iter().find_map(|(view, name)| {
         let path = name?.as_bytes();
