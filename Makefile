@@ -3,12 +3,13 @@
 export PATHWATCH_CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/pathwatch
 export PATH := $(PATHWATCH_CACHE)/bin:$(PATH)
 # rustup looks for its toolchains below HOME; with an empty HOME they are still where the account's own home is.
-export RUSTUP_HOME ?= $(or $(wildcard $(HOME)/.rustup),$(wildcard $(shell getent passwd $$(id -u) | cut -d: -f6)/.rustup),$(HOME)/.rustup)
+HOMES := $(HOME) $(shell getent passwd $$(id -u) | cut -d: -f6)
+RUSTUP_HOME := $(or $(RUSTUP_HOME),$(firstword $(foreach home,$(HOMES),$(if $(wildcard $(home)/.rustup/toolchains/*),$(home)/.rustup))),$(HOME)/.rustup)
+export RUSTUP_HOME
 
 # Loading eBPF programs needs root; nothing else here does.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p')
-RELEASE := target/$(HOST)/release/pathwatch
+RELEASE := target/$(shell uname -m)-unknown-linux-gnu/release/pathwatch
 KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
