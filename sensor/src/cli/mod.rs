@@ -3,11 +3,7 @@ mod replay;
 mod run;
 mod trace;
 
-use std::{
-    io::IsTerminal as _,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::{Args, Parser, Subcommand};
 use rustix::event::{PollFd, PollFlags};
@@ -69,6 +65,28 @@ impl Common {
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         Config::load(self.config.as_deref(), variables)
+    }
+}
+
+/// Options of the commands that decide by policy.
+#[derive(Args)]
+struct Deciding {
+    #[command(flatten)]
+    common: Common,
+    /// Directory of policies; overrides policies.directory
+    #[arg(long, value_name = "DIR")]
+    policies: Option<PathBuf>,
+}
+
+impl Deciding {
+    /// Reads the configuration, starts the log and loads the policies.
+    fn load(&self) -> anyhow::Result<(Config, policy::PolicySet)> {
+        let config = self.common.load()?;
+        start_log(&config.log)?;
+        let directory = self.policies.as_ref().unwrap_or(&config.policies.directory);
+        let policies = policy::load(directory)?;
+        tracing::info!(policies = policies.policies.len(), directory = %directory.display(), "policies are loaded");
+        Ok((config, policies))
     }
 }
 
@@ -172,11 +190,4 @@ fn start_log(log: &config::Log) -> Result<(), config::Error> {
         LogFormat::Auto | LogFormat::Text => builder.with_target(false).try_init(),
     };
     started.map_err(|why| config::Error::new(format!("cannot start the log: {why}")))
-}
-
-/// The policies at `directory`.
-fn load_policies(directory: &Path) -> Result<policy::PolicySet, policy::Errors> {
-    let set = policy::load(directory)?;
-    tracing::info!(policies = set.policies.len(), directory = %directory.display(), "policies are loaded");
-    Ok(set)
 }

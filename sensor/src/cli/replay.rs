@@ -4,7 +4,7 @@ use std::{fs::File, io::Read, path::PathBuf};
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Common, block_on, load_policies, start_log};
+use super::{Deciding, block_on};
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -18,16 +18,11 @@ pub(super) struct Arguments {
     /// JSON lines of `pathwatch trace --record`, or - for standard input
     file: PathBuf,
     #[command(flatten)]
-    common: Common,
-    /// Directory of policies; overrides policies.directory
-    #[arg(long, value_name = "DIR")]
-    policies: Option<PathBuf>,
+    decide: Deciding,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.common.load()?;
-    start_log(&config.log)?;
-    let policies = load_policies(arguments.policies.as_ref().unwrap_or(&config.policies.directory))?;
+    let (_, policies) = arguments.decide.load()?;
     let name = arguments.file.display().to_string();
     let input: Box<dyn Read + Send> = if name == "-" {
         Box::new(std::io::stdin())

@@ -1,9 +1,7 @@
 //! `pathwatch run`
-use std::path::PathBuf;
-
 use clap::Args;
 
-use super::{Common, block_on, load_policies, start_log, stop_on_signal, stop_with_reader};
+use super::{Deciding, block_on, stop_on_signal, stop_with_reader};
 use crate::ship::SinkKind;
 
 #[derive(Args)]
@@ -18,16 +16,11 @@ Examples:
   sudo PATHWATCH__SHIP__SINK=kafka PATHWATCH__SHIP__KAFKA__BROKERS=[kafka:9092] pathwatch run")]
 pub(super) struct Arguments {
     #[command(flatten)]
-    common: Common,
-    /// Directory of policies; overrides policies.directory
-    #[arg(long, value_name = "DIR")]
-    policies: Option<PathBuf>,
+    decide: Deciding,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.common.load()?;
-    start_log(&config.log)?;
-    let policies = load_policies(arguments.policies.as_ref().unwrap_or(&config.policies.directory))?;
+    let (config, policies) = arguments.decide.load()?;
     block_on(async {
         let stop = stop_on_signal()?;
         if config.ship.sink == SinkKind::Stdout {
