@@ -8,6 +8,7 @@ mod running;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::CString,
     fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
@@ -17,6 +18,7 @@ use std::{
 use broker::{Broker, Consumed};
 use common::pathwatch;
 use running::{Sensor, total};
+use rustix::mount::{MountFlags, UnmountFlags};
 use serde_json::json;
 
 const TOPIC: &str = "pathwatch-alerts";
@@ -211,6 +213,48 @@ fn a_topic_that_appears_late_gets_every_alert() {
     assert_eq!(paths(&records), opened);
     println!("{} records, {} of them repeated", records.len(), assert_gapless(&records));
     assert_eq!((total(&log, "shipped"), total(&log, "alerts_lost")), (100, 0));
+}
+
+#[test]
+fn a_full_disk_ends_the_sensor_with_a_reason_and_the_next_start_delivers_what_was_spooled() {
+    let (site, broker) = (Site::new(), Broker::new());
+    let state = site.directory.path().join("state");
+    fs::create_dir(&state).unwrap();
+    let size = |bytes: &str| Some(CString::new(format!("size={bytes}")).unwrap());
+    rustix::mount::mount("tmp", &state, "tmpfs", MountFlags::empty(), size("16m").as_deref()).unwrap();
+
+    // The broker is never started, so that the spool grows until the disk is full.
+    let mut sensor = Sensor::start(&mut site.sensor(&broker));
+    let began = Instant::now();
+    let status = loop {
+        site.open(0..200);
+        if let Some(status) = sensor.child.try_wait().unwrap() {
+            break status;
+        }
+        assert!(began.elapsed() < running::PATIENCE, "{}", sensor.log());
+    };
+    let complaint = sensor.wait_for_end_of_log();
+    assert_eq!(status.code(), Some(1));
+    assert!(
+        complaint.contains("cannot write the spool") && complaint.contains("free its disk and start again"),
+        "{complaint}"
+    );
+    let lost = total(&complaint, "alerts_lost");
+
+    rustix::mount::mount_remount(&state, MountFlags::empty(), size("64m").unwrap().as_c_str()).unwrap();
+    let file = site.directory.path().join("alerts.jsonl");
+    let mut command = site.sensor(&broker);
+    command.env("PATHWATCH__SHIP__SINK", "file").env("PATHWATCH__SHIP__FILE__PATH", &file);
+    let (_, log) = Sensor::start(&mut command).stop();
+    rustix::mount::unmount(&state, UnmountFlags::DETACH).unwrap();
+    let text = fs::read_to_string(&file).unwrap();
+    let numbers = text.lines().map(|line| {
+        serde_json::from_str::<serde_json::Value>(line).unwrap()["event"]["sequence"].as_u64().unwrap()
+    });
+    let numbers: Vec<u64> = numbers.collect();
+    println!("{} alerts were spooled before the disk was full, {lost} were lost", numbers.len());
+    assert!(numbers.len() > 100 && numbers.iter().copied().eq(1..=numbers.len() as u64));
+    assert_eq!(total(&log, "shipped"), numbers.len() as u64);
 }
 
 #[test]

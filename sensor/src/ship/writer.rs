@@ -1,5 +1,5 @@
 //! Alerts to the spool: numbers, encodes and commits them in groups.
-use std::{sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration, vec};
 
 use anyhow::Context as _;
 use jiff::Timestamp;
@@ -72,35 +72,50 @@ impl Writer {
         self.commit(&mut Vec::new())
     }
 
-    /// Numbers, encodes and commits `group`; empties it.
+    /// Numbers, encodes and commits `group`; empties it. An error ends the sensor, so what has no place in the spool
+    /// then is lost, and counted.
     fn write(&mut self, group: &mut Vec<Alert>) -> anyhow::Result<()> {
-        let mut records = Vec::new();
-        let mut bytes = 0;
-        for alert in group.drain(..) {
+        let mut alerts = std::mem::take(group).into_iter();
+        let written = self.write_all(&mut alerts);
+        if written.is_err() {
+            self.alerts.close();
+            let waiting = std::iter::from_fn(|| self.alerts.try_recv().ok()).count();
+            self.metrics.alerts_lost.add((alerts.len() + waiting) as u64);
+        }
+        written
+    }
+
+    fn write_all(&mut self, alerts: &mut vec::IntoIter<Alert>) -> anyhow::Result<()> {
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        for alert in alerts {
+            let record = match self.encode(&alert, self.spool.next() + records.len() as u64) {
+                Ok(record) => record,
+                Err(why) => {
+                    self.lose("unencodable", &alert, &why);
+                    continue;
+                }
+            };
+            bytes += record.len() as u64;
+            records.push(record);
             if bytes >= COMMIT_BYTES {
                 self.commit(&mut records)?;
                 bytes = 0;
             }
-            let sequence = self.spool.next() + records.len() as u64;
-            match self.encode(&alert, sequence) {
-                Ok(record) => {
-                    if !self.spool.has_room(bytes + record.len() as u64) {
-                        // What was acknowledged meanwhile makes room.
-                        self.commit(&mut records)?;
-                        bytes = 0;
-                    }
-                    if self.spool.has_room(record.len() as u64) {
-                        bytes += record.len() as u64;
-                        records.push(record);
-                    } else {
-                        self.lose(
-                            "spool_full",
-                            &alert,
-                            "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?",
-                        );
-                    }
+            if !self.spool.has_room(bytes) {
+                let last = records.pop();
+                // What was acknowledged meanwhile makes room.
+                self.commit(&mut records)?;
+                bytes = last.as_ref().map_or(0, |record| record.len() as u64);
+                if self.spool.has_room(bytes) {
+                    records.extend(last);
+                } else {
+                    bytes = 0;
+                    self.lose(
+                        "spool_full",
+                        &alert,
+                        "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?",
+                    );
                 }
-                Err(why) => self.lose("unencodable", &alert, &why),
             }
         }
         self.commit(&mut records)

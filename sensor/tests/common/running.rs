@@ -1,4 +1,5 @@
 //! A sensor under test: the real binary as a child process.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test takes from here what it needs")]
 use std::{
     io::{BufRead as _, BufReader},
     process::{Child, Command, Stdio},
@@ -57,6 +58,17 @@ impl Sensor {
             );
             thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// Waits until it has logged its last word, which comes after its end.
+    pub(crate) fn wait_for_end_of_log(&mut self) -> String {
+        self.child.wait().unwrap();
+        let began = Instant::now();
+        while !self.log().lines().last().is_some_and(|line| line.starts_with("pathwatch: ")) {
+            assert!(began.elapsed() < PATIENCE, "{}", self.log());
+            thread::sleep(Duration::from_millis(5));
+        }
+        self.log()
     }
 
     /// What it has logged.
