@@ -28,6 +28,7 @@ const FORGOTTEN: u32 = 0o1700;
 const FMODE_EXEC: u32 = 0x20;
 /// What creat(2) stands for: O_CREAT | O_WRONLY | O_TRUNC.
 const CREAT: u32 = 0o1101;
+
 /// The system calls that open files.
 enum Kind {
     Open,
