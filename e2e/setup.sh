@@ -78,7 +78,7 @@ step_build() {
 
 step_lint() { cargo_tool cargo-deny $cargo_deny; }
 
-step_e2e() { packages python3=python3-minimal pgrep=procps script=bsdutils; }
+step_e2e() { packages python3=python3-minimal script=bsdutils; }
 
 step_guests() {
   packages qemu-system-x86_64=qemu-system-x86 cpio=cpio
