@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7)
 # guest.sh KERNEL BINARY [ARG...]  boots it in QEMU and runs the static BINARY there, as root, under busybox
-#   GUEST_TIMEOUT=300  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
+#   GUEST_TIMEOUT=900  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
 # Relays the guest's output; exits with BINARY's status, 124 after a hang, 125 if the guest died before it ended.
 # It is made to be a cargo runner: cargo test --config "target.'cfg(unix)'.runner=['e2e/guest.sh','6.12']"
 set -euo pipefail
@@ -59,7 +59,7 @@ chmod +x "$root/init"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initrd"
 
 run() {
-  timeout --foreground "${GUEST_TIMEOUT:-300}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" -smp 2 \
+  timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" -smp 2 \
     -nographic -no-reboot -nic none -kernel "$cache/kernels/$kernel/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init ${GUEST_CMDLINE:-}" </dev/null 2>&1
   echo "QEMU-EXIT $?"
@@ -70,7 +70,7 @@ while IFS= read -r line; do
   case $line in
     *GUEST-UP*) up=1; echo "guest $kernel: uname -r: ${line##*GUEST-UP }" ;;
     *GUEST-EXIT*) status=${line##*GUEST-EXIT } ;;
-    "QEMU-EXIT 124") [ "$status" != 125 ] || { status=124; echo "guest $kernel: no end after ${GUEST_TIMEOUT:-300} s, killed" >&2; } ;;
+    "QEMU-EXIT 124") [ "$status" != 125 ] || { status=124; echo "guest $kernel: no end after ${GUEST_TIMEOUT:-900} s, killed" >&2; } ;;
     "QEMU-EXIT "*) ;;
     *) if [ -n "$up" ]; then printf '%s\n' "$line"; else before+=("$line"); fi ;;
   esac
