@@ -28,6 +28,9 @@ pub struct Metrics {
     pub numbered: Counter,
     /// Opens that the kernel could not hand over, whatever the reason.
     pub opens_lost: Counter,
+    /// Runs of a program that the kernel skipped because the same program was running on that CPU. Each may have been
+    /// an open: an upper bound of what was lost so.
+    pub skipped: Counter,
     /// Records that user space could not read; each is also counted in `captured`'s stead.
     pub undecodable: Counter,
     /// Events whose process or container is not fully known.
@@ -51,6 +54,7 @@ impl Metrics {
             numbered = self.numbered.get(),
             captured = self.captured.get(),
             opens_lost = self.opens_lost.get(),
+            skipped = self.skipped.get(),
             undecodable = self.undecodable.get(),
             partial = self.partial.get(),
             unmatched = self.unmatched.get(),

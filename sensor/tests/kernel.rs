@@ -390,7 +390,9 @@ fn a_descriptor_that_another_thread_closes_does_not_hide_the_open() {
             "{:?}: {replaced} of {OPENS} descriptors were closed or replaced before they were read",
             seen.mode
         );
-        assert_eq!(found.len(), OPENS);
+        // Where tracepoints can be preempted (7.x), the kernel skips a program that another thread is in the middle of.
+        println!("{} seen, {} runs skipped", found.len(), seen.skipped);
+        assert!(found.len() <= OPENS && found.len() as u64 + seen.skipped >= OPENS as u64);
         assert_eq!(seen.lost, 0);
     });
 }

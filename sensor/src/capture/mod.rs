@@ -8,6 +8,7 @@ mod offsets;
 pub mod replay;
 
 use std::{
+    os::fd::{AsFd as _, AsRawFd as _, RawFd},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -143,6 +144,8 @@ pub struct Capture {
 }
 
 struct Reader {
+    /// Descriptors of the programs, open as long as those are.
+    attached: Vec<RawFd>,
     ring: AsyncFd<RingBuf<MapData>>,
     losses: PerCpuArray<MapData, u64>,
     sequences: PerCpuArray<MapData, u64>,
@@ -158,6 +161,7 @@ struct Reader {
 struct Seen {
     lost: [u64; HOOKS * LOSSES],
     numbered: [u64; HOOKS],
+    skipped: u64,
 }
 
 impl Capture {
@@ -178,10 +182,12 @@ impl Capture {
         // SAFETY: the ring owns its descriptor and returns the same one until it is dropped, with this AsyncFd.
         #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor of somebody else's type")]
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|why| Error::Load("EVENTS", why.into()))?;
+        let attached =
+            programs.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect();
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen::default();
-        let reader = Reader { ring, losses, sequences, decoder, seen, metrics, notices, events };
+        let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
         Ok((Self { programs, reader }, receiver))
     }
 
@@ -212,6 +218,8 @@ impl Capture {
                 _ = ticks.tick() => reader.count_losses(),
             }
         }
+        reader.count_losses();
+        reader.attached.clear();
         drop(programs);
         // Nothing is added any more, so this drain ends with the ring and needs no second stop.
         reader.drain(&CancellationToken::new()).await;
@@ -252,6 +260,18 @@ impl Reader {
 
     /// Turns the kernel's counters into notices and metrics.
     fn count_losses(&mut self) {
+        let skipped = self.attached.iter().filter_map(|program| recursion_misses(*program)).sum::<u64>();
+        let new = skipped.saturating_sub(self.seen.skipped);
+        if new > 0 {
+            self.seen.skipped = skipped;
+            self.metrics.skipped.add(new);
+            self.notices.add(
+                "capture",
+                "recursion",
+                new,
+                format!("the kernel skipped {new} runs of a program, each perhaps an open"),
+            );
+        }
         if let Err(why) = self.try_count_losses() {
             self.notices.add("capture", "counters_unreadable", 1, why.to_string());
         }
@@ -270,6 +290,12 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// How often the kernel skipped a program, from 5.12 on (bpf_prog_show_fdinfo() in kernel/bpf/syscall.c).
+fn recursion_misses(program: RawFd) -> Option<u64> {
+    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
+    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
 }
 
 /// How much the sum of a counter over all CPUs has grown since it was `seen`.

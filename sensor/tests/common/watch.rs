@@ -58,7 +58,7 @@ impl Watch {
             m.captured.get() + m.opens_lost.get(),
             "an open is neither here nor counted as lost"
         );
-        Observed { mode: self.mode, events, others, lost: m.opens_lost.get() }
+        Observed { mode: self.mode, events, others, lost: m.opens_lost.get(), skipped: m.skipped.get() }
     }
 }
 
@@ -69,6 +69,8 @@ pub(crate) struct Observed {
     /// Everybody else's.
     pub(crate) others: Vec<Event>,
     pub(crate) lost: u64,
+    /// Runs of the program that the kernel skipped.
+    pub(crate) skipped: u64,
 }
 
 impl Observed {
