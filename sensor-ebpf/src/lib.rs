@@ -90,6 +90,10 @@ pub struct RecordHeader {
     pub uid: u32,
     /// Real group id in the initial user namespace.
     pub gid: u32,
+    /// Effective user id in the initial user namespace.
+    pub euid: u32,
+    /// Inode of the task's user namespace.
+    pub user_ns: u32,
     /// The thread's name, padded with NUL. The process chooses it.
     pub comm: [u8; 16],
 }
@@ -124,7 +128,7 @@ pub struct OpenRecord {
     pub path_is_base: u32,
 }
 
-const _: () = assert!(size_of::<RecordHeader>() == 72 && align_of::<RecordHeader>() == 8);
-const _: () = assert!(size_of::<OpenRecord>() == 120 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<RecordHeader>() == 80 && align_of::<RecordHeader>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 128 && align_of::<OpenRecord>() == 8);
 // A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
 const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);

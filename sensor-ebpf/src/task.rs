@@ -6,7 +6,10 @@ use aya_ebpf::helpers::{
 };
 use sensor_ebpf::{Hook, RecordHeader};
 
-use crate::kernel::{TASK_GROUP_LEADER, TASK_START_BOOTTIME, constant, read};
+use crate::kernel::{
+    CRED_EUID, CRED_USER_NS, NS_COMMON_INUM, TASK_CRED, TASK_GROUP_LEADER, TASK_START_BOOTTIME, USER_NAMESPACE_NS,
+    constant, read,
+};
 
 /// Address of the current `struct task_struct`.
 #[inline(always)]
@@ -32,6 +35,10 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     // SAFETY: as above.
     header.cpu = unsafe { bpf_get_smp_processor_id() };
     let leader: u64 = read(current(), constant(&TASK_GROUP_LEADER));
+    let cred: u64 = read(current(), constant(&TASK_CRED));
+    header.euid = read(cred, constant(&CRED_EUID));
+    let user_ns: u64 = read(cred, constant(&CRED_USER_NS));
+    header.user_ns = read(user_ns, constant(&USER_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
     header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
     // SAFETY: the helper writes at most the size that it is given.
     unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), size_of_val(&header.comm) as u32) };

@@ -1,5 +1,5 @@
 //! What the stages hand to each other: an open as captured, and the same with who did it.
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use bstr::{BString, ByteVec as _};
 use jiff::Timestamp;
@@ -123,6 +123,9 @@ impl fmt::Display for Operation {
             Self::Write => "write",
             Self::Create => "create",
             Self::Truncate => "truncate",
+            Self::Rename => "rename",
+            Self::Link => "link",
+            Self::Delete => "delete",
             Self::Exec => "exec",
             Self::List => "list",
             Self::Reference => "reference",
@@ -226,8 +229,17 @@ pub struct Event {
     pub uid: u32,
     /// Real group id in the initial user namespace.
     pub gid: u32,
+    /// Effective user id in the initial user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub euid: Option<u32>,
+    /// Inode of the process's user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user_ns: Option<u32>,
     /// The thread's name. The process chooses it: shown, never decided by.
     pub comm: Name,
+    /// What was called.
+    #[serde(default)]
+    pub call: Call,
     /// Flags of open(2), see [`flags`].
     pub flags: u32,
     /// Zero, or a negative errno.
@@ -240,6 +252,9 @@ pub struct Event {
     pub home: Option<Name>,
     /// The name that the process asked for, joined with the directory it starts from.
     pub requested: Option<Name>,
+    /// The other name of a rename or link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target: Option<Name>,
     /// What to know about those paths, sorted.
     pub status: Vec<PathStatus>,
 }
@@ -258,8 +273,25 @@ impl Event {
     }
 }
 
-/// What an open does to a file, in the policy language's words.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// What was called.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Call {
+    /// Anything that opens a file.
+    #[default]
+    Open,
+    /// truncate(2), which opens none.
+    Truncate,
+    /// rename(2) and its kin; the other name is [`Event::target`].
+    Rename,
+    /// link(2) and its kin; the new name is [`Event::target`].
+    Link,
+    /// unlink(2), rmdir(2).
+    Delete,
+}
+
+/// What is done to a file, in the policy language's words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Operation {
     /// Opened for reading.
@@ -268,8 +300,14 @@ pub enum Operation {
     Write,
     /// This open made the file.
     Create,
-    /// This open cut the file to length zero.
+    /// This open, or truncate(2), cut the file.
     Truncate,
+    /// Given another name; either name counts.
+    Rename,
+    /// Given one more name; either name counts.
+    Link,
+    /// One of its names taken away.
+    Delete,
     /// The program of an execve(2).
     Exec,
     /// A directory, to list it.
@@ -279,9 +317,16 @@ pub enum Operation {
 }
 
 impl Event {
-    /// What this open does, in the order of [`Operation`]; never empty.
+    /// What is done to the file, in the order of [`Operation`]; never empty.
     #[must_use]
     pub fn operations(&self) -> Vec<Operation> {
+        match self.call {
+            Call::Open => {}
+            Call::Truncate => return vec![Operation::Truncate],
+            Call::Rename => return vec![Operation::Rename],
+            Call::Link => return vec![Operation::Link],
+            Call::Delete => return vec![Operation::Delete],
+        }
         if self.flags & flags::O_PATH != 0 {
             return vec![Operation::Reference];
         }
@@ -301,6 +346,16 @@ impl Event {
         ];
         made.into_iter().filter_map(|(is, operation)| is.then_some(operation)).collect()
     }
+
+    /// What is done to [`Event::target`]: a rename onto a file replaces what it holds, a link makes a file there.
+    #[must_use]
+    pub fn target_operations(&self) -> Vec<Operation> {
+        match self.call {
+            Call::Rename => vec![Operation::Write, Operation::Rename],
+            Call::Link => vec![Operation::Create, Operation::Link],
+            Call::Open | Call::Truncate | Call::Delete => vec![],
+        }
+    }
 }
 
 /// A running program, as far as it is known.
@@ -312,6 +367,15 @@ pub struct Program {
     pub start_ns: u64,
     /// The kernel's path of the running program.
     pub executable: Option<Name>,
+    /// Whether nobody but root, or the image, can have put that program at that path.
+    #[serde(default)]
+    pub trusted: bool,
+    /// The file that was executed through its `#!` line, if the program is its interpreter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub script: Option<Name>,
+    /// SHA-256 of the executable in hexadecimal digits, where some policy asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
 }
 
 /// The container of a process.
@@ -321,6 +385,33 @@ pub struct Container {
     pub id: String,
     /// Uid of the pod, if the kubelet made the cgroup.
     pub pod_uid: Option<String>,
+    /// Its name in the pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its image, fully qualified, without tag and digest.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub image: Option<String>,
+}
+
+/// The pod of a process, as the API server knows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Pod {
+    /// Its namespace.
+    pub namespace: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Labels of its namespace, once they are known.
+    pub namespace_labels: Option<BTreeMap<String, String>>,
+}
+
+/// Whose file it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Owner {
+    /// The opener's: of its container and that container's pod, or the host's if the host opened it.
+    Own,
+    /// The host's, opened from a container.
+    Host,
 }
 
 /// Whether everything that should be known of the opener is known.
@@ -333,6 +424,9 @@ pub enum Enrichment {
     Partial,
 }
 
+/// How many generations of ancestors an event carries.
+pub const ANCESTORS: usize = 5;
+
 /// An event with who did it; what recordings hold.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Enriched {
@@ -341,12 +435,24 @@ pub struct Enriched {
     pub event: Event,
     /// The program that opened the file.
     pub process: Program,
-    /// Its parent.
-    pub parent: Option<Program>,
+    /// Its parent, that one's parent and so on, at most [`ANCESTORS`].
+    pub ancestors: Vec<Program>,
+    /// Effective user id in the process's own user namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub user: Option<u32>,
     /// Path of the cgroup below the root of the hierarchy.
     pub cgroup_path: Option<Name>,
     /// The container that the cgroup belongs to; none on the host.
     pub container: Option<Container>,
+    /// The pod that the container belongs to, once it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pod: Option<Pod>,
+    /// Whose file it is, if that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
+    /// Paths of policies that lead to this file in the opener's root, through symbolic links.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub known_as: Vec<Name>,
     /// Whether the above is all there is to know.
     pub enrichment: Enrichment,
 }

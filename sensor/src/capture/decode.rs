@@ -7,7 +7,7 @@ use sensor_ebpf::{
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
 
-use crate::event::{CaptureMode, Event, File, Name, PathStatus, flags};
+use crate::event::{Call, CaptureMode, Event, File, Name, PathStatus, flags};
 
 /// The order is that of [`PathStatus`], so that an event's list is sorted.
 const STATUS: &[(u32, PathStatus)] = &[
@@ -54,7 +54,10 @@ impl Decoder {
             cgroup_id: header.cgroup_id,
             uid: header.uid,
             gid: header.gid,
+            euid: Some(header.euid),
+            user_ns: Some(header.user_ns),
             comm: comm.to_vec().into(),
+            call: Call::Open,
             flags: record.flags,
             result: record.result,
             file: opened.then_some(File {
@@ -67,6 +70,7 @@ impl Decoder {
             requested: (!requested.is_empty()).then(|| join(&base, requested)),
             path: (!path.is_empty()).then(|| path.into()),
             home: None,
+            target: None,
             status: STATUS.iter().filter(|(bit, _)| record.status & bit != 0).map(|(_, status)| *status).collect(),
         })
     }
