@@ -78,7 +78,12 @@ pub(super) fn container(path: &[u8]) -> Option<Container> {
     let mut components = path.split(|b| *b == b'/');
     let id = components.by_ref().rev().find_map(container_id)?.to_owned();
     let pod_uid = components.rev().find_map(pod_uid);
-    Some(Container { id, pod_uid })
+    Some(Container { id, pod_uid, name: None, image: None })
+}
+
+/// Whether a /proc/PID/cgroup names a container.
+pub(super) fn is_in_container(table: &[u8]) -> bool {
+    path_of(table).is_some_and(|(path, _)| container(path).is_some())
 }
 
 /// `<id>`, `crio-<id>`, `cri-containerd-<id>.scope`, `docker-<id>.scope`, `…:cri-containerd:<id>` and their like.

@@ -1,17 +1,22 @@
-//! Adds who opened the file: program, parent, cgroup, container.
+//! Adds who opened the file: program, ancestors, user, cgroup, container; and what policies call the file.
 //!
-//! Must not know policies or sinks.
+//! Must not know sinks, nor what policies decide.
 mod cgroup;
 mod process;
+mod roots;
+mod trust;
+mod user;
 
 use std::{sync::Arc, time::Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use self::{cgroup::Cgroups, process::Processes};
+use self::{cgroup::Cgroups, process::Processes, roots::Roots, user::Users};
 use crate::{
-    event::{Enriched, Enrichment, Event, Program},
+    event::{Enriched, Enrichment, Event, Owner, Program},
     metrics::Metrics,
+    notice::Notices,
+    policy::PolicySet,
 };
 
 /// Events between enrich and the matcher.
@@ -21,19 +26,26 @@ const QUEUE: usize = 4096;
 pub struct Enrich {
     processes: Processes,
     cgroups: Cgroups,
+    users: Users,
+    roots: Roots,
+    policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
     events: mpsc::Receiver<Event>,
     enriched: mpsc::Sender<Enriched>,
 }
 
 impl Enrich {
-    /// A stage that reads from `events`.
-    pub fn new(events: mpsc::Receiver<Event>, metrics: Arc<Metrics>) -> (Self, mpsc::Receiver<Enriched>) {
+    /// A stage that reads from `events`; of the policies it needs the names that they have for files and programs.
+    pub fn new(
+        events: mpsc::Receiver<Event>,
+        policies: watch::Receiver<Arc<PolicySet>>,
+        metrics: Arc<Metrics>,
+        notices: Notices,
+    ) -> (Self, mpsc::Receiver<Enriched>) {
         let (enriched, receiver) = mpsc::channel(QUEUE);
-        (
-            Self { processes: Processes::default(), cgroups: Cgroups::default(), metrics, events, enriched },
-            receiver,
-        )
+        let (processes, cgroups, users) = (Processes::default(), Cgroups::default(), Users::default());
+        let roots = Roots::new(notices);
+        (Self { processes, cgroups, users, roots, policies, metrics, events, enriched }, receiver)
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
@@ -50,16 +62,30 @@ impl Enrich {
     }
 
     fn enrich(&mut self, event: Event) -> Enriched {
-        let process = self.processes.look_up(&event);
+        let (policies, now) = (self.policies.borrow().clone(), Instant::now());
+        let process = self.processes.look_up(&event, &policies);
         let member = process.as_ref().map(|_| event.pid);
-        let cgroup = self.cgroups.look_up(event.cgroup_id, member, Instant::now());
-        let gone = (Program { pid: event.pid, start_ns: event.start_ns, executable: None }, None);
-        let (program, parent) = process.unwrap_or(gone);
+        let cgroup = self.cgroups.look_up(event.cgroup_id, member, now);
+        let namespace = member.and_then(trust::mount_namespace);
+        let known_as = match (&event.path, namespace) {
+            (Some(path), Some(namespace)) => {
+                self.roots.names(namespace, event.pid, path.as_bytes(), &policies, now)
+            }
+            _ => Vec::new(),
+        };
+        let gone = (Program { pid: event.pid, start_ns: event.start_ns, ..Program::default() }, Vec::new());
+        let (program, ancestors) = process.unwrap_or(gone);
         let known = program.executable.is_some() && cgroup.is_some();
+        let container = cgroup.as_deref().and_then(cgroup::container);
         Enriched {
             process: program,
-            parent,
-            container: cgroup.as_deref().and_then(cgroup::container),
+            ancestors,
+            user: self.users.look_up(event.pid, event.euid, event.user_ns),
+            // What the host opens is its own; of a container's files it is not known yet.
+            owner: (cgroup.is_some() && container.is_none()).then_some(Owner::Own),
+            container,
+            pod: None,
+            known_as,
             cgroup_path: cgroup.map(|path| path.to_vec().into()),
             enrichment: if known { Enrichment::Complete } else { Enrichment::Partial },
             event,

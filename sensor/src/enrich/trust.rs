@@ -1,0 +1,147 @@
+//! Whether a program is what its path says: an exception names a program by its path, and whoever can put another
+//! program there must not pass for it.
+use std::{
+    ffi::OsStr,
+    fs,
+    os::{
+        fd::OwnedFd,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
+    path::Path,
+};
+
+use rustix::{
+    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat2, statat},
+    io::Errno,
+};
+
+use super::cgroup;
+
+/// Most generations between a process and the first one of its container.
+const GENERATIONS: usize = 64;
+/// Write permission of group and others.
+const WRITABLE: u32 = 0o022;
+
+/// Whether `path`, where the program of process `pid` stands, can only hold what root or the image put there.
+///
+/// On the host: root's, nobody else may write it, and the host's own root has this very file at that path, so that no
+/// bind mount or chroot of the process's making lies in between. In a container: the container's own root has it at
+/// that path, without a mount in between, and it is not in the layer that the container writes.
+pub(super) fn is_trusted(pid: u32, path: &[u8]) -> bool {
+    let Ok(program) = statat(CWD, format!("/proc/{pid}/exe"), AtFlags::empty()) else { return false };
+    of_host(&program, path) || entry_of_container(pid).is_some_and(|entry| of_image(&program, path, entry))
+}
+
+fn of_host(program: &Stat, path: &[u8]) -> bool {
+    let own = program.st_uid == 0 && program.st_mode & WRITABLE == 0;
+    own && find(1, path, ResolveFlags::empty()).is_ok_and(|found| same(program, &found))
+}
+
+fn of_image(program: &Stat, path: &[u8], entry: u32) -> bool {
+    let Ok(found) = find(entry, path, ResolveFlags::NO_XDEV) else { return false };
+    let Ok(mounts) = fs::read(format!("/proc/{entry}/mountinfo")) else { return false };
+    same(program, &found)
+        && match upper_layer(&mounts) {
+            Some(Upper::ReadOnly) => true,
+            Some(Upper::At(directory)) => {
+                let copy = find(1, &[directory.as_slice(), path].concat(), ResolveFlags::empty());
+                copy.is_err_and(|why| why == Errno::NOENT || why == Errno::NOTDIR)
+            }
+            None => false,
+        }
+}
+
+fn same(one: &Stat, other: &OwnedFd) -> bool {
+    fstat(other).is_ok_and(|other| (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+}
+
+/// What stands at `path` in the root of process `pid`, reached by no symbolic link.
+fn find(pid: u32, path: &[u8], more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
+    let root =
+        open(format!("/proc/{pid}/root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | more;
+    openat2(root, OsStr::from_bytes(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
+}
+
+/// The first process of the container that `pid` is in: the one whose parent is on the host. None on the host.
+///
+/// The runtime, which is root's, has made its root; those below it may have made roots of their own.
+fn entry_of_container(pid: u32) -> Option<u32> {
+    let host = mount_namespace(1)?;
+    let (mut entry, mut steps) = (pid, 0);
+    while steps < GENERATIONS {
+        if mount_namespace(entry)? == host {
+            return None;
+        }
+        let parent = super::process::parent_of(entry)?;
+        // A parent in a pid namespace that is not ours to see: nothing is known of it.
+        if parent == 0 {
+            return None;
+        }
+        if mount_namespace(parent)? == host {
+            // The runtime runs as root; a user who unshares namespaces is no runtime, however the cgroup is called.
+            let table = fs::read(format!("/proc/{entry}/cgroup")).ok()?;
+            let root = fs::metadata(format!("/proc/{parent}")).ok()?.uid() == 0;
+            return (root && cgroup::is_in_container(&table)).then_some(entry);
+        }
+        (entry, steps) = (parent, steps + 1);
+    }
+    None
+}
+
+/// Inode of a process's mount namespace.
+pub(super) fn mount_namespace(pid: u32) -> Option<u64> {
+    fs::metadata(Path::new("/proc").join(pid.to_string()).join("ns/mnt")).ok().map(|found| found.ino())
+}
+
+/// The layer of an overlay that is written to.
+#[derive(Debug, PartialEq, Eq)]
+enum Upper {
+    At(Vec<u8>),
+    ReadOnly,
+}
+
+/// The upper layer of the root file system in a /proc/PID/mountinfo; None if the root is no overlay.
+fn upper_layer(mounts: &[u8]) -> Option<Upper> {
+    // The last mount on `/` is the one that is seen (proc_pid_mountinfo(5)).
+    let line =
+        mounts.split(|byte| *byte == b'\n').rfind(|line| line.split(|byte| *byte == b' ').nth(4) == Some(b"/"))?;
+    let mut words = line.split(|byte| *byte == b' ').skip_while(|word| word != b"-").skip(1);
+    if words.next() != Some(b"overlay") {
+        return None;
+    }
+    let upper = words.nth(1)?.split(|byte| *byte == b',').find_map(|option| option.strip_prefix(b"upperdir="));
+    match upper {
+        None => Some(Upper::ReadOnly),
+        // A relative one cannot be found, nor one with characters that the kernel writes as `\040`.
+        Some(directory) if directory.first() == Some(&b'/') && !directory.contains(&b'\\') => {
+            Some(Upper::At(directory.to_vec()))
+        }
+        Some(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_upper_layer_is_found_in_the_line_of_the_root() {
+        let line = |root: &str, options: &str| {
+            format!("1 2 0:3 / {root} rw,relatime shared:1 - overlay overlay {options}\n")
+        };
+        let other = "5 1 0:4 / /proc rw - proc proc rw\n";
+        for (table, want) in [
+            (line("/", "rw,lowerdir=/l,upperdir=/u/fs,workdir=/w") + other, Some(Upper::At(b"/u/fs".to_vec()))),
+            (line("/", "ro,lowerdir=/l"), Some(Upper::ReadOnly)),
+            (line("/", "rw,upperdir=relative"), None),
+            (line("/", "rw,upperdir=/with\\040space"), None),
+            (line("/x", "rw,upperdir=/u"), None),
+            (line("/", "rw,upperdir=/old") + &line("/", "rw,upperdir=/new"), Some(Upper::At(b"/new".to_vec()))),
+            ("1 2 8:1 / / rw - ext4 /dev/sda1 rw\n".to_owned(), None),
+            (String::new(), None),
+        ] {
+            assert_eq!(upper_layer(table.as_bytes()), want, "{table}");
+        }
+    }
+}
