@@ -36,7 +36,7 @@ test: test-unit test-native test-guests ## all tests: units, this kernel, a real
 test-unit:
 	e2e/setup.sh build
 	cargo test --locked -p sensor-ebpf
-	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay
+	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library
 
 test-native:
 	e2e/setup.sh build kafka

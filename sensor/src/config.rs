@@ -1,10 +1,13 @@
 //! The configuration: one closed tree, from a file and from `PATHWATCH__SECTION__FIELD` variables.
-use std::path::{Path, PathBuf};
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
 
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
-use crate::{capture, ship};
+use crate::{capture, policy, ship};
 
 /// Beginning of the variables that override a field.
 const PREFIX: &str = "PATHWATCH__";
@@ -49,11 +52,13 @@ pub struct Cluster {
 pub struct Policies {
     /// A directory of YAML files, read with those below it.
     pub directory: PathBuf,
+    /// Changes to policies by their names (`namespace/name` for a PathPolicy): `suspend`, `severity`, more `exceptions`.
+    pub overrides: BTreeMap<String, policy::Override>,
 }
 
 impl Default for Policies {
     fn default() -> Self {
-        Self { directory: "policies".into() }
+        Self { directory: "policies".into(), overrides: BTreeMap::new() }
     }
 }
 

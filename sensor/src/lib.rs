@@ -19,9 +19,13 @@ use enrich::Enrich;
 use event::Enriched;
 use metrics::Metrics;
 use notice::Notices;
-use policy::{Alert, PolicySet};
+use policy::{Alert, Directory, Loaded, PolicySet};
 use ship::{Encoder, Identity, Node, Stdout};
-use tokio::{sync::mpsc, task::JoinSet, time::sleep};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::sleep,
+};
 use tokio_util::sync::CancellationToken;
 
 /// Alerts between the matcher and ship.
@@ -37,17 +41,25 @@ struct Common {
     give_up: CancellationToken,
 }
 
-/// The sensor: capture → enrich → matcher → ship, until `stop`.
+/// The sensor: capture → enrich → matcher → ship, until `stop`. `loaded` is what `directory` holds now.
 ///
 /// # Errors
 /// When a stage cannot start, or ends before it was asked to.
-pub async fn run(config: Config, policies: PolicySet, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn run(
+    config: Config,
+    directory: Directory,
+    loaded: Loaded,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
     let (mut tasks, common) = (JoinSet::new(), Common::default());
     let Common { metrics, notices, give_up } = common.clone();
     let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
 
-    let enriched = start_capture_and_enrich(&config, &stop, &common, &mut tasks)?;
-    let alerts = start_matcher(enriched, policies, metrics.clone(), &mut tasks);
+    loaded.tell(&metrics);
+    let (sets, policies) = watch::channel(loaded.set);
+    let enriched = start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
+    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
+    tasks.spawn(policy::reload(directory, sets, metrics.clone(), notices.clone(), stop.clone()));
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
     finish(tasks, stop, common).await
@@ -57,12 +69,17 @@ pub async fn run(config: Config, policies: PolicySet, stop: CancellationToken) -
 ///
 /// # Errors
 /// When the recording cannot be read to its end.
-pub async fn replay(input: impl Read + Send + 'static, name: &str, policies: PolicySet) -> anyhow::Result<()> {
+pub async fn replay(
+    input: impl Read + Send + 'static,
+    name: &str,
+    policies: Arc<PolicySet>,
+) -> anyhow::Result<()> {
     let (mut tasks, common) = (JoinSet::new(), Common::default());
     let node = Node { cluster: None, name: "replay".to_owned() };
 
     let (replay, enriched) = Replay::new(input, name, common.metrics.clone());
-    let alerts = start_matcher(enriched, policies, common.metrics.clone(), &mut tasks);
+    let (_sets, policies) = watch::channel(policies);
+    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
     let stdout = Stdout::replay(Encoder::new(Identity::replay(), node), common.metrics.clone());
 
     tasks.spawn_blocking(move || replay.run());
@@ -81,7 +98,8 @@ pub async fn trace(
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let (mut tasks, common) = (JoinSet::new(), Common::default());
-    let mut enriched = start_capture_and_enrich(&config, &stop, &common, &mut tasks)?;
+    let (_sets, policies) = watch::channel(Arc::default());
+    let mut enriched = start_capture_and_enrich(&config, policies, &stop, &common, &mut tasks)?;
     tasks.spawn_blocking(move || {
         while let Some(event) = enriched.blocking_recv() {
             show(&event, enriched.is_empty())?;
@@ -94,12 +112,13 @@ pub async fn trace(
 /// The first two stages: real opens, and who made them.
 fn start_capture_and_enrich(
     config: &Config,
+    policies: watch::Receiver<Arc<PolicySet>>,
     stop: &CancellationToken,
     common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Result<mpsc::Receiver<Enriched>, capture::Error> {
     let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
-    let (enrich, enriched) = Enrich::new(events, common.metrics.clone());
+    let (enrich, enriched) = Enrich::new(events, policies, common.metrics.clone(), common.notices.clone());
     tasks.spawn(capture.run(stop.clone()));
     tasks.spawn_blocking(|| {
         enrich.run();
@@ -111,20 +130,24 @@ fn start_capture_and_enrich(
 /// The matcher as a stage.
 fn start_matcher(
     mut events: mpsc::Receiver<Enriched>,
-    policies: PolicySet,
-    metrics: Arc<Metrics>,
+    policies: watch::Receiver<Arc<PolicySet>>,
+    common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> mpsc::Receiver<Alert> {
     let (alerts, receiver) = mpsc::channel(ALERTS);
+    let Common { metrics, notices, .. } = common.clone();
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {
-            let fired = matcher::matches(&Arc::new(event), &policies);
-            if fired.is_empty() {
-                metrics.unmatched.add(1)
-            } else {
-                metrics.matched.add(1)
+            // An event is judged by one whole set, whatever happens to the policies meanwhile.
+            let set = policies.borrow().clone();
+            let decision = matcher::decide(&Arc::new(event), &set);
+            for policy in decision.namespace_unknown {
+                metrics.namespace_unknown.add(1);
+                notices.add("matcher", "namespace_unknown", 1, format!("{} could not decide", policy.full_name()));
             }
-            for alert in fired {
+            let fired = if decision.alerts.is_empty() { &metrics.unmatched } else { &metrics.matched };
+            fired.add(1);
+            for alert in decision.alerts {
                 metrics.fired.add(1);
                 if alerts.send(alert).await.is_err() {
                     metrics.alerts_lost.add(1);

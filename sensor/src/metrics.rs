@@ -19,6 +19,23 @@ impl Counter {
     }
 }
 
+/// A number that goes up and down.
+#[derive(Debug, Default)]
+pub struct Gauge(AtomicU64);
+
+impl Gauge {
+    /// Says what the number is now.
+    pub fn set(&self, n: u64) {
+        self.0.store(n, Ordering::Relaxed);
+    }
+
+    /// The number.
+    #[must_use]
+    pub fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
 /// One process has one of these.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -39,6 +56,14 @@ pub struct Metrics {
     pub unmatched: Counter,
     /// Events that at least one policy wanted.
     pub matched: Counter,
+    /// Times that a PathPolicy could not decide on an event, since nobody knows its namespace.
+    pub namespace_unknown: Counter,
+    /// Policies in force.
+    pub policies: Gauge,
+    /// Policies of which the last good version is in force, because the present one is bad.
+    pub policies_stale: Gauge,
+    /// Faults for which policies are not used as they stand.
+    pub policy_errors: Gauge,
     /// Alerts, one for each policy that wanted an event.
     pub fired: Counter,
     /// Alerts that the sink has acknowledged.
@@ -57,6 +82,10 @@ impl Metrics {
             skipped = self.skipped.get(),
             undecodable = self.undecodable.get(),
             partial = self.partial.get(),
+            policies = self.policies.get(),
+            policies_stale = self.policies_stale.get(),
+            policy_errors = self.policy_errors.get(),
+            namespace_unknown = self.namespace_unknown.get(),
             unmatched = self.unmatched.get(),
             matched = self.matched.get(),
             fired = self.fired.get(),

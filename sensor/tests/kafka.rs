@@ -36,7 +36,7 @@ impl Site {
         fs::create_dir(&watched).unwrap();
         fs::create_dir(directory.path().join("policies")).unwrap();
         let policy = format!(
-            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: watched}}\nspec: {{operations: [read], paths: ['{}/**']}}\n",
+            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: watched}}\nspec: {{subjects: all, operations: [read], paths: ['{}/**']}}\n",
             watched.display()
         );
         fs::write(directory.path().join("policies/p.yaml"), policy).unwrap();

@@ -16,7 +16,7 @@ fn open(sequence: u64, change: &Value) -> Value {
         "file": {"inode": 12, "device": (254 << 20) + 1, "mode": 0o100_640, "links": 1, "created": false},
         "path": "/etc/shadow", "home": null, "requested": null, "status": [],
         "process": {"pid": 4711, "start_ns": 5_000_000_000_u64, "executable": "/usr/bin/cat"},
-        "parent": {"pid": 1, "start_ns": 0, "executable": "/sbin/init"},
+        "ancestors": [{"pid": 1, "start_ns": 0, "executable": "/sbin/init"}],
         "cgroup_path": "/user.slice", "container": null, "enrichment": "complete",
     });
     for (field, value) in change.as_object().unwrap() {
@@ -32,6 +32,7 @@ fn denied(path: &str, errno: i32) -> Value {
 /// Runs `opens` through `policy` and returns the alerts.
 fn alerts(policy: &str, opens: &[Value]) -> Vec<Value> {
     let dir = tempfile::tempdir().unwrap();
+    let policy = policy.replacen('{', "{subjects: all, ", 1);
     let text = format!(
         "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: p}}\nspec: {policy}\n"
     );
@@ -178,9 +179,26 @@ fn a_denied_open_fires_on_its_requested_name_and_a_missing_file_does_not() {
 }
 
 #[test]
-fn what_was_asked_for_says_nothing_of_a_file_that_was_opened() {
-    let opens = [open(1, &json!({"path": "/real", "requested": "/etc/shadow"}))];
-    assert_eq!(alerts("{paths: [/etc/shadow]}", &opens), Vec::<Value>::new());
+fn what_was_asked_for_fires_by_its_own_name_unless_a_chroot_gave_it_another_meaning() {
+    let linked = open(1, &json!({"path": "/real", "requested": "/etc/shadow"}));
+    let jailed = open(2, &json!({"path": "/real", "requested": "/etc/shadow", "status": ["chroot"]}));
+    let got = alerts("{paths: [/etc/shadow]}", &[linked, jailed]);
+    assert_eq!((got.len(), &got[0]["pathwatch"]["matched_by"]), (1, &json!("requested")));
+}
+
+#[test]
+fn an_excluded_name_that_leads_to_a_watched_file_excludes_nothing() {
+    let linked = |name: &str, path: &str| open(1, &json!({"requested": name, "path": path}));
+    let spec = "{paths: ['/home/*/.ssh/**'], exclude: ['/home/*/.ssh/known_hosts']}";
+    for (asked, found, fires) in [
+        ("/home/a/.ssh/known_hosts", "/home/a/.ssh/known_hosts", 0),
+        ("/home/a/.ssh/known_hosts", "/home/a/.ssh/id_rsa", 1),
+        ("/home/a/.ssh/x", "/home/a/.ssh/known_hosts", 1),
+        ("/tmp/x", "/home/a/.ssh/known_hosts", 0),
+        ("/tmp/x", "/home/a/.ssh/id_rsa", 1),
+    ] {
+        assert_eq!(alerts(spec, &[linked(asked, found)]).len(), fires, "{asked} -> {found}");
+    }
 }
 
 #[test]
@@ -198,7 +216,7 @@ fn two_policies_on_one_open_are_two_alerts_of_one_open() {
     let dir = tempfile::tempdir().unwrap();
     for name in ["a", "b"] {
         let text = format!(
-            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: {name}}}\nspec: {{paths: ['**/shadow']}}\n"
+            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: {name}}}\nspec: {{subjects: all, paths: ['**/shadow']}}\n"
         );
         fs::write(dir.path().join(format!("{name}.yaml")), text).unwrap();
     }

@@ -1,4 +1,5 @@
 //! The command line.
+mod policy;
 mod replay;
 mod run;
 mod trace;
@@ -14,7 +15,8 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use crate::{
     capture,
     config::{self, Config, LogFormat},
-    policy,
+    matcher,
+    policy::{Directory, Errors, Loaded},
 };
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
@@ -34,7 +36,9 @@ Examples:
   sudo pathwatch run                          policies from ./policies, alerts here
   sudo pathwatch trace '/etc/**'              every open below /etc as it happens
   sudo pathwatch trace --record opens.jsonl   record opens, to try policies on them
-  pathwatch replay opens.jsonl                which alerts would they have raised?"
+  pathwatch replay opens.jsonl                which alerts would they have raised?
+  pathwatch policy check my-policies          is anything wrong with them?
+  pathwatch policy explain /etc/shadow        which of them would fire, and why not the others?"
 )]
 struct Cli {
     #[command(subcommand)]
@@ -42,6 +46,7 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
+#[expect(clippy::large_enum_variant, reason = "there is one, read once")]
 enum Command {
     /// Run the sensor
     Run(run::Arguments),
@@ -49,6 +54,9 @@ enum Command {
     Trace(trace::Arguments),
     /// Run recorded opens through the policies and print the alerts
     Replay(replay::Arguments),
+    /// Check, explain and tune policies
+    #[command(subcommand)]
+    Policy(policy::Command),
 }
 
 /// Options that more than one command has.
@@ -80,14 +88,49 @@ struct Deciding {
 
 impl Deciding {
     /// Reads the configuration, starts the log and loads the policies.
-    fn load(&self) -> anyhow::Result<(Config, policy::PolicySet)> {
+    ///
+    /// # Errors
+    /// If the configuration is wrong, or if there is no policy to work with.
+    fn load(&self) -> anyhow::Result<(Config, Directory, Loaded)> {
         let config = self.common.load()?;
         start_log(&config.log)?;
-        let directory = self.policies.as_ref().unwrap_or(&config.policies.directory);
-        let policies = policy::load(directory)?;
-        tracing::info!(policies = policies.policies.len(), directory = %directory.display(), "policies are loaded");
-        Ok((config, policies))
+        let path = self.policies.as_ref().unwrap_or(&config.policies.directory).clone();
+        let (directory, loaded) = load(vec![path.clone()], &config)?;
+        if loaded.policies.is_empty() {
+            return Err(match lines(&loaded) {
+                None => Errors(format!("no policy in {}: it has no *.yaml file with one", path.display())),
+                Some(errors) => errors,
+            }
+            .into());
+        }
+        Ok((config, directory, loaded))
     }
+
+    /// The same for commands that a person waits for: any bad policy is an error.
+    ///
+    /// # Errors
+    /// As [`Self::load`], and if any policy is bad.
+    fn load_all(&self) -> anyhow::Result<(Config, Loaded)> {
+        let (config, _, loaded) = self.load()?;
+        match lines(&loaded) {
+            Some(errors) => Err(errors.into()),
+            None => Ok((config, loaded)),
+        }
+    }
+}
+
+/// The policies at and below `paths`, as the configuration changes them.
+fn load(paths: Vec<PathBuf>, config: &Config) -> Result<(Directory, Loaded), Errors> {
+    let mut directory = Directory::new(paths, config.policies.overrides.clone(), matcher::run_examples);
+    let loaded = directory.poll()?;
+    // The first look finds everything new, if there is anything.
+    Ok((directory, loaded.unwrap_or_default()))
+}
+
+/// The errors of `loaded`, a line each; None if there are none.
+fn lines(loaded: &Loaded) -> Option<Errors> {
+    let lines: Vec<String> = loaded.errors().map(ToString::to_string).collect();
+    (!lines.is_empty()).then(|| Errors(lines.join("\n")))
 }
 
 /// Parses the arguments, does what they say, and tells how it went.
@@ -106,6 +149,7 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
+        Command::Policy(command) => policy::run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
@@ -124,7 +168,7 @@ fn complain(why: &anyhow::Error) {
 }
 
 fn exit_code(why: &anyhow::Error) -> u8 {
-    if why.is::<config::Error>() || why.is::<policy::Errors>() {
+    if why.is::<config::Error>() || why.is::<Errors>() {
         USAGE
     } else if matches!(why.downcast_ref(), Some(capture::Error::NotPermitted)) {
         NOT_PERMITTED

@@ -22,7 +22,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let (_, policies) = arguments.decide.load()?;
+    let (_, loaded) = arguments.decide.load_all()?;
     let name = arguments.file.display().to_string();
     let input: Box<dyn Read + Send> = if name == "-" {
         Box::new(std::io::stdin())
@@ -30,5 +30,5 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         Box::new(File::open(&arguments.file).with_context(|| format!("cannot read the recording {name}"))?)
     };
     // No signal handlers: a replay has nothing to put in order before it ends.
-    block_on(crate::replay(input, &name, policies))
+    block_on(crate::replay(input, &name, loaded.set))
 }

@@ -20,12 +20,12 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let (config, policies) = arguments.decide.load()?;
+    let (config, directory, loaded) = arguments.decide.load()?;
     block_on(async {
         let stop = stop_on_signal()?;
         if config.ship.sink == SinkKind::Stdout {
             stop_with_reader(stop.clone());
         }
-        crate::run(config, policies, stop).await
+        crate::run(config, directory, loaded, stop).await
     })
 }

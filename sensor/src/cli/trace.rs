@@ -12,7 +12,7 @@ use super::{Common, block_on, start_log, stop_on_signal, stop_with_reader};
 use crate::{
     config,
     event::Enriched,
-    policy::Patterns,
+    policy::{Fault, Patterns},
     ship::{open_line, paint},
 };
 
@@ -42,7 +42,12 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
     start_log(&config.log)?;
-    let globs = Patterns::compile("GLOB", &arguments.globs).map_err(|why| config::Error::new(why.join("\n")))?;
+    let complain = |faults: Vec<Fault>| {
+        let lines: Vec<String> =
+            faults.iter().map(|fault| format!("{}: {}; {}", fault.field, fault.message, fault.help)).collect();
+        config::Error::new(lines.join("\n"))
+    };
+    let globs = Patterns::compile("GLOB", &arguments.globs).map_err(complain)?;
     let everything = arguments.globs.is_empty();
     let wanted = move |event: &Enriched| {
         everything || event.event.best_path().is_some_and(|path| globs.first_match(path.as_bytes()).is_some())

@@ -1,48 +1,248 @@
-//! Decides which policies want an event. Pure: no clock, no files, nothing that waits.
-use std::sync::Arc;
+//! Decides which policies fire on an event, and says why the others do not.
+//!
+//! Pure: no async, no I/O, no clock; must not know where events come from nor where alerts go.
+mod example;
+mod exempt;
 
+use std::{borrow::Cow, sync::Arc};
+
+pub use self::example::{event_of, run_examples};
 use crate::{
-    event::{Enriched, Event, PathStatus},
-    policy::{Alert, Compiled, PolicySet, View},
+    event::{Enriched, Event, Operation, Owner, PathStatus},
+    policy::{Alert, Compiled, Files, Kind, Namespace, Outcome, PolicySet, Subjects, View, names},
 };
 
-/// EPERM and EACCES: the kernel said no.
-const DENIED: [i32; 2] = [-1, -13];
+/// A name of the event's file, with every other name for the same.
+struct Sight<'a> {
+    view: View,
+    names: Vec<Cow<'a, [u8]>>,
+    operations: Vec<Operation>,
+}
 
-/// One alert for each policy that wants the event.
+/// A pattern of a policy that a view matches, by its place in the policy.
+type Hit = (View, u32);
+
+/// What became of one policy on one event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// It fires: on this view, by the pattern of this place in `spec.paths`.
+    Fires(View, u32),
+    /// Another kind of process than it speaks of.
+    Subject,
+    /// Its namespace is not known, and a PathPolicy sees its own only.
+    NamespaceUnknown,
+    /// Another namespace.
+    Namespace,
+    /// Other labels of the pod.
+    Pod,
+    /// Another container.
+    Container,
+    /// The access ended otherwise.
+    Result,
+    /// No pattern matches.
+    Path,
+    /// A pattern matches, but something else was done to the file.
+    Operation(View, u32),
+    /// Somebody else's file.
+    Files,
+    /// This pattern of `spec.exclude` takes it out again.
+    Excluded(View, String),
+    /// The exception at this place covers it.
+    Excepted(usize),
+}
+
+/// What the policies make of an event.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// One alert for each policy that fires, in the order of the policies.
+    pub alerts: Vec<Alert>,
+    /// PathPolicies that would look closer if the namespace were known.
+    pub namespace_unknown: Vec<Arc<Compiled>>,
+}
+
+/// Asks every policy about the event.
 #[must_use]
-pub fn matches(event: &Arc<Enriched>, set: &PolicySet) -> Vec<Alert> {
-    // Opens that succeeded or were denied; a missing file is nobody's business by default.
-    if event.event.result != 0 && !DENIED.contains(&event.event.result) {
-        return Vec::new();
+pub fn decide(event: &Arc<Enriched>, set: &PolicySet) -> Decision {
+    let sights = sights(event);
+    let mut hits = hits(event, set, &sights);
+    hits.sort_unstable();
+    hits.dedup();
+    let mut decision = Decision::default();
+    for hits in hits.chunk_by(|(one, _), (other, _)| one == other) {
+        let Some(policy) = hits.first().and_then(|(id, _)| set.policies.get(*id as usize)) else { continue };
+        let own: Vec<Hit> = hits.iter().map(|(_, hit)| *hit).collect();
+        let verdict = judge(event, policy, &sights, &own);
+        if let Verdict::Fires(view, pattern) = verdict {
+            let pattern = policy.policy.spec.paths.get(pattern as usize).cloned().unwrap_or_default();
+            decision.alerts.push(Alert { event: event.clone(), policy: policy.clone(), pattern, view });
+        } else if verdict == Verdict::NamespaceUnknown {
+            decision.namespace_unknown.push(policy.clone());
+        }
     }
-    let operations = event.event.operations();
-    let wants = |policy: &&Arc<Compiled>| policy.policy.spec.operations.iter().any(|o| operations.contains(o));
-    let fire = |policy: &Arc<Compiled>| {
-        let (view, pattern) = matched(&event.event, policy)?;
-        Some(Alert { event: event.clone(), policy: policy.clone(), pattern: pattern.to_owned(), view })
+    decision
+}
+
+/// What every policy of the set makes of the event, in their order.
+#[must_use]
+pub fn explain(event: &Enriched, set: &PolicySet) -> Vec<Verdict> {
+    let sights = sights(event);
+    let hits = hits(event, set, &sights);
+    let policies = set.policies.iter().zip(0..);
+    policies
+        .map(|(policy, id)| {
+            let mut own: Vec<Hit> = hits.iter().filter(|(policy, _)| *policy == id).map(|(_, hit)| *hit).collect();
+            own.sort_unstable();
+            judge(event, policy, &sights, &own)
+        })
+        .collect()
+}
+
+/// Every pattern of every policy that a view matches.
+fn hits(event: &Enriched, set: &PolicySet, sights: &[Sight<'_>]) -> Vec<(u32, Hit)> {
+    let namespace = match &event.pod {
+        Some(pod) => Namespace::Is(&pod.namespace),
+        None if on_host(event) => Namespace::None,
+        None => Namespace::Unknown,
     };
-    set.policies.iter().filter(wants).filter_map(fire).collect()
+    let mut hits = Vec::new();
+    for sight in sights {
+        for name in &sight.names {
+            set.matches(name, namespace, |policy, pattern| hits.push((policy, (sight.view, pattern))));
+        }
+    }
+    hits
 }
 
-/// The view of the file that the policy matches and does not exclude, and the pattern it matches.
-fn matched<'a>(event: &Event, policy: &'a Compiled) -> Option<(View, &'a str)> {
-    let replaced = event.status.contains(&PathStatus::FdReplaced);
-    let views = [
-        (View::Path, event.path.as_ref()),
-        // What was asked for says nothing about a file that was found, since a link may lie between; but it is all
-        // there is where the found file may be another one.
-        (View::Requested, event.requested.as_ref().filter(|_| event.file.is_none() || replaced)),
-    ];
-    views.into_iter().find_map(|(view, name)| {
-        let path = name?.as_bytes();
-        let pattern = policy.paths.first_match(path)?;
-        let excluded = !doubtful(event) && policy.exclude.first_match(path).is_some();
-        (!excluded).then_some((view, pattern))
-    })
+/// Everything that the event's file is called, in the order in which alerts name it.
+fn sights(enriched: &Enriched) -> Vec<Sight<'_>> {
+    let event = &enriched.event;
+    // What was asked for is all there is of a file that was not found, or that may be another one. A process in a
+    // chroot asks for names that are not ours.
+    let requested = event.requested.as_ref().filter(|_| {
+        event.file.is_none()
+            || !event.status.contains(&PathStatus::Chroot)
+            || event.status.contains(&PathStatus::FdReplaced)
+    });
+    let operations = event.operations();
+    let own = [(View::Path, event.path.as_ref()), (View::Home, event.home.as_ref()), (View::Requested, requested)];
+    let own = own.map(|(view, name)| (view, name, operations.clone()));
+    let target = (View::Target, event.target.as_ref(), event.target_operations());
+    let named =
+        own.into_iter().chain([target]).filter_map(|(view, name, operations)| Some((view, name?, operations)));
+    let mut sights: Vec<_> =
+        named.map(|(view, name, operations)| Sight { view, names: names(name.as_bytes()), operations }).collect();
+    if !enriched.known_as.is_empty() {
+        let names = enriched.known_as.iter().flat_map(|name| names(name.as_bytes())).collect();
+        sights.push(Sight { view: View::Identity, names, operations });
+    }
+    sights
 }
 
-/// True if the file may have another path than the one we have: it is then not excluded by that path.
+/// What `policy` makes of the event, of which `hits` are the patterns that match, the preferred ones first.
+fn judge(enriched: &Enriched, policy: &Compiled, sights: &[Sight<'_>], hits: &[Hit]) -> Verdict {
+    if hits.is_empty() {
+        return Verdict::Path;
+    }
+    if let Some(other) = opener(enriched, policy) {
+        return other;
+    }
+    let spec = &policy.policy.spec;
+    if !spec.results.contains(&Outcome::of(enriched.event.result)) {
+        return Verdict::Result;
+    }
+    let mut verdict = Verdict::Path;
+    for (view, pattern) in hits {
+        let Some(sight) = sights.iter().find(|sight| sight.view == *view) else { continue };
+        // Kept if no other view fires: the preferred one says most.
+        let this = if !sight.operations.iter().any(|operation| spec.operations.contains(operation)) {
+            Verdict::Operation(*view, *pattern)
+        } else if !owned(enriched, policy, *view) {
+            Verdict::Files
+        } else if let Some(pattern) = excluded(enriched, policy, sight) {
+            Verdict::Excluded(*view, pattern)
+        } else if let Some(at) =
+            policy.exceptions.iter().position(|exempt| exempt::covers(exempt, enriched, sight))
+        {
+            Verdict::Excepted(at)
+        } else {
+            return Verdict::Fires(*view, *pattern);
+        };
+        if verdict == Verdict::Path {
+            verdict = this;
+        }
+    }
+    verdict
+}
+
+/// Why the policy does not speak of this process, if it does not. What is unknown is no reason: a ClusterPathPolicy
+/// rather alerts too often, while a PathPolicy must never see another namespace.
+fn opener(event: &Enriched, policy: &Compiled) -> Option<Verdict> {
+    let spec = &policy.policy.spec;
+    let pod = event.pod.as_ref();
+    if policy.policy.kind == Kind::PathPolicy {
+        let Some(pod) = pod else {
+            return Some(if on_host(event) { Verdict::Subject } else { Verdict::NamespaceUnknown });
+        };
+        if policy.policy.metadata.namespace.as_ref() != Some(&pod.namespace) {
+            return Some(Verdict::Namespace);
+        }
+    } else {
+        match spec.subjects.unwrap_or_default() {
+            Subjects::Pods if on_host(event) => return Some(Verdict::Subject),
+            Subjects::Host if event.container.is_some() => return Some(Verdict::Subject),
+            Subjects::Pods | Subjects::Host | Subjects::All => {}
+        }
+    }
+    let labels = pod.and_then(|pod| pod.namespace_labels.as_ref());
+    if let (Some(selector), Some(labels)) = (&spec.namespace_selector, labels)
+        && !selector.selects(labels)
+    {
+        return Some(Verdict::Namespace);
+    }
+    if let (Some(selector), Some(pod)) = (&spec.pod_selector, pod)
+        && !selector.selects(&pod.labels)
+    {
+        return Some(Verdict::Pod);
+    }
+    let container = event.container.as_ref();
+    let name = container.and_then(|container| container.name.as_deref());
+    let image = container.and_then(|container| container.image.as_deref());
+    let others = [(&policy.container_names, name), (&policy.container_images, image)];
+    let other = others.into_iter().any(|(patterns, text)| {
+        patterns.as_ref().zip(text).is_some_and(|(patterns, text)| !patterns.matches_name(text))
+    });
+    other.then_some(Verdict::Container)
+}
+
+/// True for a process that is surely in no container; one whose cgroup is unknown may be in any.
+fn on_host(event: &Enriched) -> bool {
+    event.container.is_none() && event.cgroup_path.is_some()
+}
+
+/// Whether the policy speaks of this file, seen so.
+fn owned(event: &Enriched, policy: &Compiled, view: View) -> bool {
+    // Where a file of the host lives is no business of a namespace's author.
+    if view == View::Home && event.owner == Some(Owner::Host) && policy.policy.kind == Kind::PathPolicy {
+        return false;
+    }
+    match (policy.policy.spec.files.unwrap_or_default(), event.owner) {
+        (Files::Any, _) | (_, None) => true,
+        (Files::Own, Some(owner)) => owner == Owner::Own,
+        (Files::Host, Some(owner)) => owner == Owner::Host,
+    }
+}
+
+/// The pattern of `spec.exclude` that takes the file out, seen so. What was asked for can take itself out, but not
+/// the file that was found: that is another view.
+fn excluded(enriched: &Enriched, policy: &Compiled, sight: &Sight<'_>) -> Option<String> {
+    if doubtful(&enriched.event) {
+        return None;
+    }
+    let by = sight.names.iter().find_map(|name| policy.exclude.first_match(name))?;
+    Some(by.to_owned())
+}
+
+/// True if the file may have another path than the one we have: it is then not left out by that path.
 ///
 /// `FdRacePossible` alone does not count: it is on every event of the tracepoint mode.
 fn doubtful(event: &Event) -> bool {

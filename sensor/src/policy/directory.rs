@@ -1,210 +1,338 @@
-//! Policies from a directory of YAML files.
+//! Policies from a directory of YAML files, read again when it changes.
 use std::{
-    collections::HashMap,
-    fmt, fs, io,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    fs::{self, File},
+    io::{self, Read as _},
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     sync::Arc,
 };
 
-use serde::Deserialize as _;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
 
-use super::{Compiled, Policy, PolicySet};
+use super::{
+    Compiled, Diagnostic, Errors, Exception, Fault, Kind, Level, Policy, PolicySet, Severity,
+    parse::{self, Document, Key},
+};
 
 /// Largest file that is read, in bytes: far beyond any sensible policy, small enough to parse in an instant.
 const FILE_LIMIT: u64 = 1 << 20;
 /// Deepest directory, so that a loop of bind mounts ends.
 const DEPTH_LIMIT: usize = 8;
+/// Most files.
+const FILES_LIMIT: usize = 10_000;
+/// Most PathPolicies of one namespace, and of all.
+const NAMESPACE_LIMIT: usize = 64;
+const TENANTS_LIMIT: usize = 1000;
 
-/// Everything that is wrong with a directory of policies, a line each.
-#[derive(Debug)]
-pub struct Errors(Vec<String>);
+/// What a policy's examples say about it: a fault for each that does not behave.
+pub type Judge = fn(&Arc<Compiled>) -> Vec<Fault>;
 
-impl fmt::Display for Errors {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0.join("\n"))
+/// A change to a policy that somebody else wrote.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct Override {
+    /// Switches it off, or on again.
+    pub suspend: Option<bool>,
+    /// How much an alert matters here.
+    pub severity: Option<Severity>,
+    /// More exceptions.
+    pub exceptions: Vec<Exception>,
+}
+
+impl Override {
+    /// Changes `policy`; returns the fields that it changed.
+    fn apply(&self, policy: &mut Policy) -> Vec<String> {
+        let mut fields = Vec::new();
+        if let Some(suspend) = self.suspend {
+            policy.spec.suspend = suspend;
+            fields.push("suspend".to_owned());
+        }
+        if let Some(severity) = self.severity {
+            policy.spec.severity = severity;
+            fields.push("severity".to_owned());
+        }
+        if !self.exceptions.is_empty() {
+            policy.spec.exceptions.extend(self.exceptions.iter().cloned());
+            fields.push("exceptions".to_owned());
+        }
+        fields
     }
 }
 
-impl std::error::Error for Errors {}
+/// What a reading of the directory came to.
+#[derive(Debug, Default)]
+pub struct Loaded {
+    /// The policies to work with, suspended ones left out.
+    pub set: Arc<PolicySet>,
+    /// All that are good, suspended ones included.
+    pub policies: Vec<Arc<Compiled>>,
+    /// Faults and warnings, in the order of files and lines.
+    pub diagnostics: Vec<Diagnostic>,
+    /// Policies that are bad now and of which the last good version stays in force.
+    pub stale: Vec<String>,
+}
 
-/// Loads every `*.yaml` and `*.yml` at and below `directory`, in the order of their paths.
-///
-/// # Errors
-/// All faults of all files at once, each with file and, where the parser knows them, line and column.
-pub fn load(directory: &Path) -> Result<PolicySet, Errors> {
-    let mut files = Vec::new();
-    if let Err((path, why)) = list(directory, 0, &mut files) {
-        let remedy =
-            if path == directory { "; name another with --policies DIR or policies.directory" } else { "" };
-        return Err(Errors(vec![format!("cannot read the policies in {}: {why}{remedy}", path.display())]));
+impl Loaded {
+    /// The diagnostics for which a policy is not used.
+    pub fn errors(&self) -> impl Iterator<Item = &Diagnostic> {
+        self.diagnostics.iter().filter(|diagnostic| diagnostic.fault.level == Level::Error)
     }
-    files.sort();
-    let mut set = PolicySet::default();
-    let mut errors = Vec::new();
-    let mut names: HashMap<String, String> = HashMap::new();
-    for path in &files {
-        let source = path.display().to_string();
-        let policies = read(path).and_then(|text| parse(&text));
-        for compiled in policies.unwrap_or_else(|why| vec![Err(vec![why])]) {
-            match compiled.and_then(|policy| Compiled::new(policy, source.clone())) {
-                Ok(compiled) => {
-                    if let Some(other) = names.insert(compiled.name().to_owned(), source.clone()) {
-                        let name = compiled.name();
-                        errors
-                            .push(format!("{source}: a policy named '{name}' is already in {other}; rename one"));
-                    }
-                    if !compiled.policy.spec.suspend {
-                        set.policies.push(Arc::new(compiled));
+}
+
+/// What tells that a file has changed: path, device, inode, size, and times of content and of status.
+type Stamp = (PathBuf, u64, u64, u64, (i64, i64), (i64, i64));
+
+/// A directory of policies, or several, or single files.
+pub struct Directory {
+    paths: Vec<PathBuf>,
+    overrides: BTreeMap<String, Override>,
+    judge: Judge,
+    stamps: Vec<Stamp>,
+    /// The last good version of each policy and the file it was in.
+    good: HashMap<Key, (PathBuf, Arc<Compiled>)>,
+}
+
+impl Directory {
+    /// All `*.yaml` and `*.yml` at and below `paths`, changed by `overrides` and held to their examples by `judge`.
+    #[must_use]
+    pub fn new(paths: Vec<PathBuf>, overrides: BTreeMap<String, Override>, judge: Judge) -> Self {
+        Self { paths, overrides, judge, stamps: Vec::new(), good: HashMap::new() }
+    }
+
+    /// Reads everything if a file has come, gone or changed since the last call; None if nothing has.
+    ///
+    /// # Errors
+    /// If a directory cannot be read; what was loaded before stays as it was.
+    pub fn poll(&mut self) -> Result<Option<Loaded>, Errors> {
+        let mut before = self.list()?;
+        if before == self.stamps {
+            return Ok(None);
+        }
+        // A volume of Kubernetes is swapped as a whole, by renaming `..data`: what was read of both is of neither.
+        for _ in 0..10 {
+            let files: Vec<_> = before.iter().map(|(path, ..)| (path.clone(), read(path))).collect();
+            let after = self.list()?;
+            if before == after {
+                self.stamps = after;
+                return Ok(Some(self.load(files)));
+            }
+            before = after;
+        }
+        Err(Errors(
+            "the policies change faster than they can be read; the next look may find them at rest".to_owned(),
+        ))
+    }
+
+    fn list(&self) -> Result<Vec<Stamp>, Errors> {
+        let mut stamps = Vec::new();
+        for path in &self.paths {
+            if let Err((at, why)) = list(path, 0, &mut stamps) {
+                let remedy =
+                    if at == *path { "; name another with --policies DIR or policies.directory" } else { "" };
+                return Err(Errors(format!("cannot read the policies in {}: {why}{remedy}", at.display())));
+            }
+        }
+        stamps.sort();
+        if stamps.len() > FILES_LIMIT {
+            return Err(Errors(format!("{} files of policies; at most {FILES_LIMIT} are read", stamps.len())));
+        }
+        Ok(stamps)
+    }
+
+    fn load(&mut self, files: Vec<(PathBuf, Result<String, Fault>)>) -> Loaded {
+        let mut loading = Loading { overrides: self.overrides.keys().collect(), ..Loading::new(self) };
+        for (path, text) in &files {
+            loading.file(path, text);
+        }
+        for name in std::mem::take(&mut loading.overrides) {
+            let fault =
+                Fault::warning("", format!("no policy is named '{name}'"), "name one, or leave the override out");
+            loading.diagnostics.push(without_place(&format!("policies.overrides.{name}"), fault));
+        }
+        let Loading { diagnostics, stale, found, .. } = loading;
+        let policies: Vec<Arc<Compiled>> = found.iter().map(|(_, _, policy)| policy.clone()).collect();
+        self.good = found.into_iter().map(|(key, path, policy)| (key, (path, policy))).collect();
+        Loaded { set: Arc::new(PolicySet::new(policies.clone())), policies, diagnostics, stale }
+    }
+}
+
+/// One reading of all files.
+struct Loading<'a> {
+    directory: &'a Directory,
+    /// Names of overrides that have not met their policy yet.
+    overrides: BTreeSet<&'a String>,
+    seen: HashMap<Key, String>,
+    /// Policies in the order of the files, with the file that each came from.
+    found: Vec<(Key, PathBuf, Arc<Compiled>)>,
+    diagnostics: Vec<Diagnostic>,
+    stale: Vec<String>,
+}
+
+impl<'a> Loading<'a> {
+    fn new(directory: &'a Directory) -> Self {
+        Self {
+            directory,
+            overrides: BTreeSet::new(),
+            seen: HashMap::new(),
+            found: Vec::new(),
+            diagnostics: Vec::new(),
+            stale: Vec::new(),
+        }
+    }
+
+    fn file(&mut self, path: &Path, text: &Result<String, Fault>) {
+        let name = path.display().to_string();
+        let file = match text {
+            Ok(text) => parse::File::new(&name, text),
+            Err(fault) => Err(Box::new(without_place(&name, fault.clone()))),
+        };
+        let file = match file {
+            Ok(file) => file,
+            Err(diagnostic) => {
+                self.diagnostics.push(*diagnostic);
+                return self.keep_all_of(path);
+            }
+        };
+        for document in file.documents() {
+            let outcome = match &document.policy {
+                Ok(policy) => self
+                    .compile(policy.clone(), &document, &name)
+                    .map_err(|faults| file.diagnose(&document, faults)),
+                Err(diagnostics) => Err(diagnostics.clone()),
+            };
+            match (outcome, &document.key) {
+                (Ok(policy), Some(key)) => {
+                    self.diagnostics.extend(file.diagnose(&document, policy.warnings.clone()));
+                    self.found.push((key.clone(), path.to_path_buf(), policy));
+                }
+                (Ok(_), None) => {}
+                (Err(diagnostics), key) => {
+                    self.diagnostics.extend(diagnostics);
+                    match key {
+                        Some(key) => self.keep(key),
+                        None => self.keep_all_of(path),
                     }
                 }
-                Err(faults) => errors.extend(faults.iter().map(|fault| {
-                    let place = if fault.starts_with(|c: char| c.is_ascii_digit()) { ":" } else { ": " };
-                    format!("{source}{place}{fault}")
-                })),
             }
         }
     }
-    if names.is_empty() && errors.is_empty() {
-        errors.push(format!("no policy in {}: it has no *.yaml file with one", directory.display()));
+
+    fn compile(
+        &mut self,
+        mut policy: Policy,
+        document: &Document,
+        file: &str,
+    ) -> Result<Arc<Compiled>, Vec<Fault>> {
+        if let Some(key) = &document.key {
+            if let Some(other) = self.seen.get(key) {
+                let message = format!("a policy named '{}' is already in {other}", key.2);
+                return Err(vec![Fault::error("metadata.name", message, "rename one")]);
+            }
+            self.seen.insert(key.clone(), file.to_owned());
+        }
+        self.quota(&policy)?;
+        let full_name = match &policy.metadata.namespace {
+            Some(namespace) => format!("{namespace}/{}", policy.metadata.name),
+            None => policy.metadata.name.clone(),
+        };
+        let overridden = self.directory.overrides.get(&full_name).map(|change| change.apply(&mut policy));
+        self.overrides.retain(|name| **name != full_name);
+        let compiled = Arc::new(Compiled::new(policy, file.to_owned(), overridden.unwrap_or_default())?);
+        let faults = (self.directory.judge)(&compiled);
+        if faults.is_empty() { Ok(compiled) } else { Err(faults) }
     }
-    if errors.is_empty() { Ok(set) } else { Err(Errors(errors)) }
+
+    /// Anybody with rights in a namespace may write PathPolicies: there is a limit to how many.
+    fn quota(&self, policy: &Policy) -> Result<(), Vec<Fault>> {
+        if policy.kind != Kind::PathPolicy {
+            return Ok(());
+        }
+        let tenants = self
+            .found
+            .iter()
+            .map(|(_, _, policy)| &policy.policy)
+            .filter(|policy| policy.kind == Kind::PathPolicy);
+        let own = tenants.clone().filter(|other| other.metadata.namespace == policy.metadata.namespace).count();
+        let message = if own >= NAMESPACE_LIMIT {
+            format!("the namespace has {NAMESPACE_LIMIT} PathPolicies already")
+        } else if tenants.count() >= TENANTS_LIMIT {
+            format!("there are {TENANTS_LIMIT} PathPolicies already")
+        } else {
+            return Ok(());
+        };
+        Err(vec![Fault::error("metadata.name", message, "delete one, or write several patterns into one policy")])
+    }
+
+    /// Keeps the last good version of a policy that is bad now.
+    fn keep(&mut self, key: &Key) {
+        if let Some((path, policy)) = self.directory.good.get(key)
+            && self.found.iter().all(|(found, ..)| found != key)
+        {
+            self.stale.push(policy.full_name());
+            self.found.push((key.clone(), path.clone(), policy.clone()));
+        }
+    }
+
+    /// Keeps all that came from a file of which it cannot be told what is in it now.
+    fn keep_all_of(&mut self, path: &Path) {
+        let mut keys: Vec<&Key> =
+            self.directory.good.iter().filter(|(_, (from, _))| from == path).map(|(key, _)| key).collect();
+        keys.sort();
+        for key in keys {
+            self.keep(key);
+        }
+    }
 }
 
-fn list(directory: &Path, depth: usize, files: &mut Vec<PathBuf>) -> Result<(), (PathBuf, io::Error)> {
-    let at = |why| (directory.to_path_buf(), why);
-    for entry in fs::read_dir(directory).map_err(at)? {
-        let path = entry.map_err(at)?.path();
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
-        // Hidden: editors' leftovers, and the directories behind a mounted ConfigMap's links.
-        if name.first() == Some(&b'.') {
-            continue;
+/// A fault of a whole file, or of the configuration.
+fn without_place(file: &str, fault: Fault) -> Diagnostic {
+    Diagnostic { file: file.to_owned(), line: 0, column: 0, policy: None, text: None, fault, source: None }
+}
+
+fn list(path: &Path, depth: usize, stamps: &mut Vec<Stamp>) -> Result<(), (PathBuf, io::Error)> {
+    let at = |why| (path.to_path_buf(), why);
+    let found = fs::metadata(path).map_err(at)?;
+    if found.is_dir() {
+        for entry in fs::read_dir(path).map_err(at)? {
+            let entry = entry.map_err(at)?.path();
+            let name = entry.file_name().unwrap_or_default().as_encoded_bytes();
+            // Hidden: editors' leftovers, and the directories behind a mounted ConfigMap's links.
+            let hidden = name.first() == Some(&b'.');
+            let yaml = matches!(entry.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml"));
+            if !hidden && depth < DEPTH_LIMIT && (yaml || entry.is_dir()) {
+                match list(&entry, depth + 1, stamps) {
+                    // Gone between the listing and the look.
+                    Err((_, why))
+                        if why.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&entry).is_err() => {}
+                    other => other?,
+                }
+            }
         }
-        let kind = fs::metadata(&path).map_err(|why| (path.clone(), why))?;
-        if kind.is_dir() && depth < DEPTH_LIMIT {
-            list(&path, depth + 1, files)?;
-        } else if kind.is_file()
-            && matches!(path.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml"))
-        {
-            files.push(path);
-        }
+    } else if found.is_file() {
+        let times = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
+        stamps.push((path.to_path_buf(), found.dev(), found.ino(), found.size(), times.0, times.1));
     }
     Ok(())
 }
 
-fn read(path: &Path) -> Result<String, String> {
-    let size = fs::metadata(path).map_err(|why| why.to_string())?.len();
-    if size > FILE_LIMIT {
-        return Err(format!("the file has {size} bytes; at most {FILE_LIMIT} are read, split it"));
+fn read(path: &Path) -> Result<String, Fault> {
+    let unreadable = |why: io::Error| Fault::error("", format!("cannot be read: {why}"), "check its permissions");
+    let mut bytes = Vec::new();
+    let mut file = File::open(path).map_err(unreadable)?;
+    file.by_ref().take(FILE_LIMIT + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+    if bytes.len() as u64 > FILE_LIMIT {
+        let size = file.metadata().map_or(FILE_LIMIT + 1, |found| found.size());
+        return Err(Fault::error(
+            "",
+            format!("the file has {size} bytes; at most {FILE_LIMIT} are read"),
+            "split it",
+        ));
     }
-    let bytes = fs::read(path).map_err(|why| why.to_string())?;
     String::from_utf8(bytes).map_err(|why| {
         let at = why.utf8_error().valid_up_to();
-        format!("byte {at} is not UTF-8; write a byte that is no text as \\xNN in a pattern")
+        let help = "write a byte that is no text as \\xNN in a pattern";
+        Fault::error("", format!("byte {at} is not UTF-8"), help)
     })
-}
-
-/// The policies in `text`, each good or with its faults; `Err` if the rest of the file cannot be read either.
-fn parse(text: &str) -> Result<Vec<Result<Policy, Vec<String>>>, String> {
-    let mut policies = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(text) {
-        match Option::<Policy>::deserialize(document) {
-            Ok(Some(policy)) => policies.push(Ok(policy)),
-            // A file may begin or end with `---`.
-            Ok(None) => {}
-            Err(why) => {
-                let (line, column) = why.location().map_or((1, 1), |place| (place.line(), place.column()));
-                let what = why.to_string();
-                let what = what.rsplit_once(" at line ").map_or(what.as_str(), |(what, _)| what);
-                policies.push(Err(vec![format!("{line}:{column}: {what}")]));
-                // The parser does not recover.
-                break;
-            }
-        }
-    }
-    Ok(policies)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const GOOD: &str = "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {name: NAME}\nspec:\n  paths: [/etc/shadow]\n";
-
-    fn errors_of(files: &[(&str, &str)]) -> String {
-        let dir = tempfile::tempdir().unwrap();
-        for (name, text) in files {
-            let path = dir.path().join(name);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, text).unwrap();
-        }
-        load(dir.path()).unwrap_err().to_string().replace(&dir.path().display().to_string(), "D")
-    }
-
-    #[test]
-    fn policies_of_all_files_and_documents_are_loaded_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        fs::create_dir(dir.path().join("..data")).unwrap();
-        fs::write(dir.path().join("..data/x.yaml"), "not read").unwrap();
-        fs::write(
-            dir.path().join("b.yaml"),
-            format!("---\n{}---\n{}", GOOD.replace("NAME", "b1"), GOOD.replace("NAME", "b2")),
-        )
-        .unwrap();
-        fs::write(
-            dir.path().join("sub/c.yml"),
-            GOOD.replace("NAME", "c").replace("spec:", "spec:\n  suspend: true"),
-        )
-        .unwrap();
-        fs::write(dir.path().join("a.yaml"), GOOD.replace("NAME", "a")).unwrap();
-        let set = load(dir.path()).unwrap();
-        assert_eq!(set.policies.iter().map(|p| p.name()).collect::<Vec<_>>(), ["a", "b1", "b2"]);
-    }
-
-    #[test]
-    fn every_fault_of_every_file_is_named() {
-        let bad_glob = GOOD.replace("NAME", "g").replace("/etc/shadow", "etc, '/x[', /ok");
-        let got = errors_of(&[
-            ("a.yaml", &GOOD.replace("NAME", "twin")),
-            ("b.yaml", &GOOD.replace("NAME", "twin")),
-            ("c.yaml", &GOOD.replace("paths", "pahts")),
-            ("d.yaml", "metadata: {name: x\nspec: {}\n"),
-            ("e.yaml", &bad_glob),
-            ("f.yaml", &GOOD.replace("[/etc/shadow]", "[]")),
-            ("g.yaml", &GOOD.replace("kind: Cluster", "kind: Custer")),
-        ]);
-        let want = "D/b.yaml: a policy named 'twin' is already in D/a.yaml; rename one\n\
-            D/c.yaml:5:3: spec: unknown field `pahts`, expected one of `description`, `severity`, `tags`, `threat`, `suspend`, `paths`, `exclude`, `operations`\n\
-            D/d.yaml:2:5: did not find expected ',' or '}' at line 2 column 5, while parsing a flow mapping\n\
-            D/e.yaml: spec.paths[0]: 'etc' begins with neither / nor **/; write '/etc' for one place or '**/etc' for any directory\n\
-            D/e.yaml: spec.paths[1]: '/x[' opens a [ that it never closes; write '\\[' for a plain one\n\
-            D/f.yaml: spec.paths is empty; name at least one file to watch\n\
-            D/g.yaml:2:7: kind: unknown variant `CusterPathPolicy`, expected `ClusterPathPolicy`";
-        assert_eq!(got, want);
-    }
-
-    #[test]
-    fn a_directory_without_policies_or_without_itself_is_an_error() {
-        assert_eq!(errors_of(&[("readme.txt", "")]), "no policy in D: it has no *.yaml file with one");
-        let missing = load(Path::new("/does/not/exist")).unwrap_err().to_string();
-        assert_eq!(
-            missing,
-            "cannot read the policies in /does/not/exist: No such file or directory (os error 2); name another with --policies DIR or policies.directory"
-        );
-    }
-
-    #[test]
-    fn huge_and_binary_files_are_refused() {
-        assert_eq!(
-            errors_of(&[("a.yaml", &" ".repeat(2 << 20))]),
-            "D/a.yaml: the file has 2097152 bytes; at most 1048576 are read, split it"
-        );
-        let dir = tempfile::tempdir().unwrap();
-        fs::write(dir.path().join("a.yaml"), b"abc\xff").unwrap();
-        let got = load(dir.path()).unwrap_err().to_string();
-        assert!(
-            got.ends_with("a.yaml: byte 3 is not UTF-8; write a byte that is no text as \\xNN in a pattern"),
-            "{got}"
-        );
-    }
 }

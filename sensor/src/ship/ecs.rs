@@ -110,7 +110,7 @@ impl Encoder {
             "thread": {"id": event.tid},
             "real_user": {"id": event.uid.to_string()},
             "real_group": {"id": event.gid.to_string()},
-            "parent": enriched.parent.as_ref().map(|parent| json!({
+            "parent": enriched.ancestors.first().map(|parent| json!({
                 "pid": parent.pid,
                 "entity_id": entity(parent),
                 "executable": parent.executable.as_ref().map(|exe| kept("process.parent.executable", exe, raw)),
@@ -138,7 +138,11 @@ impl Encoder {
             "severity": alert.policy.policy.spec.severity,
             "matched_by": alert.view,
             "pattern": alert.pattern,
-            "policy": {"name": alert.policy.name(), "source": alert.policy.source},
+            "policy": {
+                "name": alert.policy.name(), "namespace": alert.policy.policy.metadata.namespace,
+                "source": alert.policy.source, "version": alert.policy.version, "overridden": alert.policy.overridden,
+            },
+            "trusted": alert.event.process.trusted,
             "operation": event.operations(),
             "open_flags": format!("{:#o}", event.flags),
             "capture_mode": event.mode,

@@ -51,7 +51,7 @@ fn actor(enriched: &Enriched) -> String {
     if let Some(container) = &enriched.container {
         text += &format!("  container {:.12}", container.id);
     }
-    if let Some(parent) = &enriched.parent {
+    if let Some(parent) = enriched.ancestors.first() {
         text += &format!("  parent {}", parent.pid);
         if let Some(executable) = &parent.executable {
             text += &format!(" {executable}");

@@ -1,0 +1,74 @@
+//! Policies that change while the sensor runs.
+use std::{sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio_util::sync::CancellationToken;
+
+use super::{Directory, Loaded, PolicySet};
+use crate::{metrics::Metrics, notice::Notices};
+
+/// How often the directory is looked at. A look is a stat(2) of each file, so no event of any file system is missed,
+/// not even of those that tell of none.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// Looks at `directory` until `stop`, and hands every new set to `sets`: a receiver has the old set or the new one,
+/// never parts of both.
+///
+/// # Errors
+/// Only if this program is broken.
+pub async fn reload(
+    mut directory: Directory,
+    sets: watch::Sender<Arc<PolicySet>>,
+    metrics: Arc<Metrics>,
+    notices: Notices,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = sleep(INTERVAL) => {}
+        }
+        let (back, outcome) = spawn_blocking(move || {
+            let outcome = directory.poll();
+            (directory, outcome)
+        })
+        .await?;
+        directory = back;
+        match outcome {
+            Ok(None) => {}
+            Ok(Some(loaded)) => {
+                loaded.tell(&metrics);
+                sets.send_replace(loaded.set);
+            }
+            Err(why) => notices.add("policy", "unreadable", 1, format!("{why}; the policies stay as they were")),
+        }
+    }
+}
+
+/// Most diagnostics that one reading writes to the log.
+const TOLD: usize = 50;
+
+impl Loaded {
+    /// Makes the state visible: in the log and in `metrics`.
+    pub fn tell(&self, metrics: &Metrics) {
+        let errors = self.errors().count();
+        metrics.policies.set(self.set.policies.len() as u64);
+        metrics.policies_stale.set(self.stale.len() as u64);
+        metrics.policy_errors.set(errors as u64);
+        for diagnostic in self.diagnostics.iter().take(TOLD) {
+            tracing::warn!("{diagnostic}");
+        }
+        if self.diagnostics.len() > TOLD {
+            tracing::warn!("{} more; see `pathwatch policy check`", self.diagnostics.len() - TOLD);
+        }
+        for name in &self.stale {
+            tracing::warn!(policy = name, "the last good version of this policy stays in force");
+        }
+        tracing::info!(
+            policies = self.set.policies.len(),
+            stale = self.stale.len(),
+            errors,
+            "policies are loaded"
+        );
+    }
+}
