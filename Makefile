@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e lint full setup release test-unit test-native test-guests
+.PHONY: help run test e2e bench lint full setup release test-unit test-mutants test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -31,12 +31,17 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka
 
-test: test-unit test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
+test: test-unit test-mutants test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
 
 test-unit:
 	e2e/setup.sh build
 	cargo test --locked -p sensor-ebpf
-	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library
+	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle
+
+# A wrong matcher must fail the tests that compare it with its oracle.
+test-mutants:
+	e2e/setup.sh build
+	cargo test --locked -p sensor --test mutants -- --ignored --nocapture
 
 test-native:
 	e2e/setup.sh build kafka
@@ -51,6 +56,10 @@ test-guests:
 e2e: ## the README's journey with the release binary: make run, cat, one alert
 	e2e/setup.sh build e2e
 	e2e/first-light.sh
+
+bench: ## what one event costs the matcher, by the number of patterns
+	e2e/setup.sh build
+	cargo bench --locked -p sensor
 
 lint: ## formatting, lints of both sides, dependencies' licences and sources
 	e2e/setup.sh build lint
