@@ -45,7 +45,7 @@ test-mutants:
 
 test-native:
 	e2e/setup.sh build kafka
-	cargo test --locked -p sensor --test kernel --test first_light --test kafka $(AS_ROOT) -- --test-threads=1 --nocapture
+	cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka $(AS_ROOT) -- --test-threads=1 --nocapture
 
 test-guests:
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests

@@ -27,10 +27,16 @@ pub enum Hook {
     DoFilpOpen = 0,
     /// BTF tracepoint `sys_exit`, where the kernel refuses fexit.
     SysExit = 1,
+    /// BTF tracepoint `sched_process_exec`: an [`OpenRecord`] of the program.
+    SchedProcessExec = 2,
+    /// BTF tracepoint `sched_process_fork`: a [`ForkRecord`].
+    SchedProcessFork = 3,
 }
 
 /// Number of [`Hook`]s.
-pub const HOOKS: usize = 2;
+pub const HOOKS: usize = 4;
+/// The first so many of them report opens, the others processes.
+pub const OPEN_HOOKS: usize = 2;
 
 /// Why the kernel side had to give up a record. The number is an index into the loss counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,8 +100,26 @@ pub struct RecordHeader {
     pub euid: u32,
     /// Inode of the task's user namespace.
     pub user_ns: u32,
+    /// Inode of the task's mount namespace.
+    pub mount_ns: u32,
+    /// Explicit padding, zero.
+    pub reserved_2: u32,
     /// The thread's name, padded with NUL. The process chooses it.
     pub comm: [u8; 16],
+}
+
+/// A process made another; the header is of the first.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ForkRecord {
+    /// Who and when.
+    pub header: RecordHeader,
+    /// `start_boottime` of the new process, in nanoseconds.
+    pub child_start_ns: u64,
+    /// Process id of the new process in the initial pid namespace.
+    pub child: u32,
+    /// Explicit padding, zero.
+    pub reserved: u32,
 }
 
 /// One open, successful or not.
@@ -128,7 +152,8 @@ pub struct OpenRecord {
     pub path_is_base: u32,
 }
 
-const _: () = assert!(size_of::<RecordHeader>() == 80 && align_of::<RecordHeader>() == 8);
-const _: () = assert!(size_of::<OpenRecord>() == 128 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<RecordHeader>() == 88 && align_of::<RecordHeader>() == 8);
+const _: () = assert!(size_of::<ForkRecord>() == 104 && align_of::<ForkRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 136 && align_of::<OpenRecord>() == 8);
 // A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
 const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);

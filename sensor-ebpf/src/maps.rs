@@ -27,10 +27,16 @@ static SCRATCH_DO_FILP_OPEN: PerCpuArray<Scratch> = PerCpuArray::with_max_entrie
 #[map]
 static SCRATCH_SYS_EXIT: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+#[map]
+static SCRATCH_SCHED_PROCESS_EXEC: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
 pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
     match hook {
         Hook::DoFilpOpen => SCRATCH_DO_FILP_OPEN.get_ptr_mut(0),
         Hook::SysExit => SCRATCH_SYS_EXIT.get_ptr_mut(0),
+        Hook::SchedProcessExec => SCRATCH_SCHED_PROCESS_EXEC.get_ptr_mut(0),
+        // Its record is small and stands on the stack.
+        Hook::SchedProcessFork => None,
     }
 }
 

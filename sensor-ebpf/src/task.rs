@@ -7,8 +7,8 @@ use aya_ebpf::helpers::{
 use sensor_ebpf::{Hook, RecordHeader};
 
 use crate::kernel::{
-    CRED_EUID, CRED_USER_NS, NS_COMMON_INUM, TASK_CRED, TASK_GROUP_LEADER, TASK_START_BOOTTIME, USER_NAMESPACE_NS,
-    constant, read,
+    CRED_EUID, CRED_USER_NS, MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, TASK_CRED, TASK_GROUP_LEADER,
+    TASK_NSPROXY, TASK_START_BOOTTIME, USER_NAMESPACE_NS, constant, read,
 };
 
 /// Address of the current `struct task_struct`.
@@ -39,6 +39,9 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.euid = read(cred, constant(&CRED_EUID));
     let user_ns: u64 = read(cred, constant(&CRED_USER_NS));
     header.user_ns = read(user_ns, constant(&USER_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
+    let nsproxy: u64 = read(current(), constant(&TASK_NSPROXY));
+    let mount_ns: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
+    header.mount_ns = read(mount_ns, constant(&MNT_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
     header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
     // SAFETY: the helper writes at most the size that it is given.
     unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), size_of_val(&header.comm) as u32) };

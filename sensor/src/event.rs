@@ -235,6 +235,9 @@ pub struct Event {
     /// Inode of the process's user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_ns: Option<u32>,
+    /// Inode of the process's mount namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mount_ns: Option<u32>,
     /// The thread's name. The process chooses it: shown, never decided by.
     pub comm: Name,
     /// What was called.

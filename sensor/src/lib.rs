@@ -8,6 +8,7 @@ pub mod event;
 pub mod matcher;
 pub mod metrics;
 pub mod notice;
+pub mod observation;
 pub mod policy;
 pub mod ship;
 

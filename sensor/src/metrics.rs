@@ -45,6 +45,8 @@ pub struct Metrics {
     pub numbered: Counter,
     /// Opens that the kernel could not hand over, whatever the reason.
     pub opens_lost: Counter,
+    /// Records of processes, not of opens, that the kernel could not hand over.
+    pub processes_lost: Counter,
     /// Runs of a program that the kernel skipped because the same program was running on that CPU. Each may have been
     /// an open: an upper bound of what was lost so.
     pub skipped: Counter,
@@ -79,6 +81,7 @@ impl Metrics {
             numbered = self.numbered.get(),
             captured = self.captured.get(),
             opens_lost = self.opens_lost.get(),
+            processes_lost = self.processes_lost.get(),
             skipped = self.skipped.get(),
             undecodable = self.undecodable.get(),
             partial = self.partial.get(),

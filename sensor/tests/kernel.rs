@@ -10,7 +10,10 @@ use std::{
     collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
-    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
+    os::{
+        fd::AsRawFd as _,
+        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
+    },
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -24,6 +27,7 @@ use sensor::{
     capture::{Capture, Config},
     event::{CaptureMode, Event, Name, Operation, PathStatus, flags},
     notice::Notices,
+    observation::{Exec, Fork, Observation},
 };
 use tokio_util::sync::CancellationToken;
 use watch::{block, in_each_mode, in_each_mode_deep, path_of};
@@ -434,7 +438,8 @@ fn the_sensors_own_opens_are_left_out() {
     stop.cancel();
     let count = async {
         let (mut own, mut others) = (0, 0);
-        while let Some(event) = events.recv().await {
+        while let Some(observation) = events.recv().await {
+            let Observation::Open(event) = observation else { continue };
             if event.pid == std::process::id() { own += 1 } else { others += 1 }
         }
         (own, others)
@@ -442,4 +447,40 @@ fn the_sensors_own_opens_are_left_out() {
     let (own, others) = block(count);
     assert!(own == 0 && others > 0, "{own} own, {others} of others");
     block(running).unwrap().unwrap();
+}
+
+#[test]
+fn a_process_is_told_with_its_maker_and_its_program_before_it_opens_anything() {
+    in_each_mode(|watch, directory| {
+        let program = directory.join("program");
+        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+        let mut pid = 0;
+        let observed = block(watch().during(|| {
+            let mut child = std::process::Command::new(&program)
+                .arg("--list")
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            pid = child.id();
+            assert!(child.wait().unwrap().success());
+        }));
+        let forks: Vec<&Fork> = observed
+            .processes
+            .iter()
+            .filter_map(|o| if let Observation::Fork(f) = o { Some(f) } else { None })
+            .collect();
+        let execs: Vec<&Exec> = observed
+            .processes
+            .iter()
+            .filter_map(|o| if let Observation::Exec(e) = o { Some(e) } else { None })
+            .collect();
+        let fork = forks.iter().find(|fork| fork.child.pid == pid).unwrap();
+        let exec = execs.iter().find(|exec| exec.process.pid == pid).unwrap();
+        assert_eq!((fork.parent.pid, fork.child), (std::process::id(), exec.process));
+        assert_eq!(exec.path.as_ref().unwrap().as_bytes(), program.as_os_str().as_bytes());
+        assert_eq!(exec.inode, fs::metadata(&program).unwrap().ino());
+        let open = observed.others.iter().find(|open| open.pid == pid).unwrap();
+        assert_eq!((open.start_ns, open.euid), (exec.process.start_ns, Some(0)));
+        assert_eq!(u64::from(open.mount_ns.unwrap()), fs::metadata("/proc/self/ns/mnt").unwrap().ino());
+    });
 }

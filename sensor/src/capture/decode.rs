@@ -1,13 +1,17 @@
 //! Bytes of the ring to [`Event`]. The bytes come from our own program, but are checked like a stranger's.
 use jiff::{SignedDuration, Timestamp};
 use sensor_ebpf::{
-    COMPONENT_LEN, OpenRecord, STATUS_DELETED, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE,
-    STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_REQUESTED_CUT, STATUS_REQUESTED_UNTRUSTED, STATUS_TOO_LONG,
+    COMPONENT_LEN, ForkRecord, Hook, OpenRecord, RecordHeader, STATUS_DELETED, STATUS_DETACHED,
+    STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_REQUESTED_CUT,
+    STATUS_REQUESTED_UNTRUSTED, STATUS_TOO_LONG,
 };
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
 
-use crate::event::{Call, CaptureMode, Event, File, Name, PathStatus, flags};
+use crate::{
+    event::{Call, CaptureMode, Event, File, Name, PathStatus, flags},
+    observation::{Exec, Fork, Identity, Observation},
+};
 
 /// The order is that of [`PathStatus`], so that an event's list is sorted.
 const STATUS: &[(u32, PathStatus)] = &[
@@ -32,7 +36,24 @@ pub(super) struct Decoder {
 
 impl Decoder {
     /// Reads one record; None if it is not one.
-    pub(super) fn decode(&self, bytes: &[u8]) -> Option<Event> {
+    pub(super) fn decode(&self, bytes: &[u8]) -> Option<Observation> {
+        let (header, _) = RecordHeader::read_from_prefix(bytes).ok()?;
+        let process = Identity { pid: header.tgid, start_ns: header.start_ns };
+        if header.hook == Hook::SchedProcessFork as u16 {
+            let (record, _) = ForkRecord::read_from_prefix(bytes).ok()?;
+            let child = Identity { pid: record.child, start_ns: record.child_start_ns };
+            return Some(Observation::Fork(Fork { parent: process, child }));
+        }
+        let event = self.open(bytes)?;
+        if header.hook == Hook::SchedProcessExec as u16 {
+            let file = event.file.as_ref();
+            let (device, inode) = (file.map_or(0, |file| file.device), file.map_or(0, |file| file.inode));
+            return Some(Observation::Exec(Exec { process, path: event.path, device, inode }));
+        }
+        Some(Observation::Open(event))
+    }
+
+    fn open(&self, bytes: &[u8]) -> Option<Event> {
         let (record, body) = OpenRecord::read_from_prefix(bytes).ok()?;
         let (path, requested) = body.split_at_checked(record.path_len as usize)?;
         let path = assemble(path, record.status)?;
@@ -56,6 +77,7 @@ impl Decoder {
             gid: header.gid,
             euid: Some(header.euid),
             user_ns: Some(header.user_ns),
+            mount_ns: Some(header.mount_ns),
             comm: comm.to_vec().into(),
             call: Call::Open,
             flags: record.flags,
@@ -124,6 +146,13 @@ mod tests {
         Decoder { boot_id: Uuid::nil(), mode: CaptureMode::Fexit, boot_time: Timestamp::UNIX_EPOCH }
     }
 
+    fn open(bytes: &[u8]) -> Event {
+        match decoder().decode(bytes) {
+            Some(Observation::Open(event)) => event,
+            other => panic!("{other:?}"),
+        }
+    }
+
     fn record(requested: &[u8], names: &[&[u8]], status: u32, result: i32) -> Vec<u8> {
         let mut path = Vec::new();
         for name in names {
@@ -141,18 +170,18 @@ mod tests {
 
     #[test]
     fn components_become_a_path_with_mounts_left_out() {
-        let event = decoder().decode(&record(b"", &[b"shadow", b"", b"etc"], 0, 0)).unwrap();
+        let event = open(&record(b"", &[b"shadow", b"", b"etc"], 0, 0));
         assert_eq!(event.path, Some("/etc/shadow".into()));
         assert_eq!((event.pid, event.sequence, event.comm), (42, 7, "cat".into()));
         assert!(event.file.is_some() && event.requested.is_none());
-        assert_eq!(decoder().decode(&record(b"", &[], 0, 0)).unwrap().path, Some("/".into()));
+        assert_eq!(open(&record(b"", &[], 0, 0)).path, Some("/".into()));
     }
 
     #[test]
     fn a_path_that_did_not_reach_its_root_has_no_leading_slash() {
-        let event = decoder().decode(&record(b"", &[b"memfd:x"], STATUS_DISCONNECTED, 0)).unwrap();
+        let event = open(&record(b"", &[b"memfd:x"], STATUS_DISCONNECTED, 0));
         assert_eq!((event.path, event.status), (Some("memfd:x".into()), vec![PathStatus::Disconnected]));
-        let event = decoder().decode(&record(b"", &[b"b", b"a"], STATUS_TOO_LONG | STATUS_DELETED, 0)).unwrap();
+        let event = open(&record(b"", &[b"b", b"a"], STATUS_TOO_LONG | STATUS_DELETED, 0));
         assert_eq!(
             (event.path, event.status),
             (Some("a/b".into()), vec![PathStatus::TooLong, PathStatus::Deleted])
@@ -168,9 +197,25 @@ mod tests {
             (&[b"jail"], b"/etc/../../../shadow", "/jail/shadow"),
             (&[], b"../..", "/"),
         ] {
-            let event = decoder().decode(&record(requested, base, 0, -13)).unwrap();
+            let event = open(&record(requested, base, 0, -13));
             assert_eq!((event.requested, event.path, event.file), (Some(want.into()), None, None));
         }
+    }
+
+    #[test]
+    fn processes_are_told_from_opens() {
+        let mut exec = record(b"", &[b"sh", b"bin"], 0, 0);
+        let hook = std::mem::offset_of!(RecordHeader, hook);
+        exec[hook] = Hook::SchedProcessExec as u8;
+        let process = Identity { pid: 42, start_ns: 0 };
+        let want = Exec { process, path: Some("/bin/sh".into()), device: 0, inode: 0 };
+        assert_eq!(decoder().decode(&exec), Some(Observation::Exec(want)));
+        let mut fork = ForkRecord::read_from_bytes(&[0; size_of::<ForkRecord>()]).unwrap();
+        fork.header.hook = Hook::SchedProcessFork as u16;
+        (fork.header.tgid, fork.child, fork.child_start_ns) = (42, 43, 9);
+        let want = Fork { parent: process, child: Identity { pid: 43, start_ns: 9 } };
+        assert_eq!(decoder().decode(fork.as_bytes()), Some(Observation::Fork(want)));
+        assert_eq!(decoder().decode(&fork.as_bytes()[..100]), None);
     }
 
     #[test]

@@ -13,6 +13,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwat
 /// The function that every open passes, newest name first: `do_file_open` from 7.3, the other before.
 const OPEN_FUNCTIONS: [&str; 2] = ["do_file_open", "do_filp_open"];
 
+/// Tracepoints that tell who runs what, in every mode.
+const PROCESS_TRACEPOINTS: [&str; 2] = ["sched_process_exec", "sched_process_fork"];
+
 /// Loads and attaches; says which mode it came to.
 pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
     permitted()?;
@@ -54,15 +57,24 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     let program: &mut FExit = program(&mut bpf, "do_filp_open")?;
     program.load(function, btf).map_err(|why| Error::Load("do_filp_open", why.into()))?;
     program.attach().map_err(|why| Error::Load("do_filp_open", why.into()))?;
+    attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     Ok(bpf)
 }
 
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Ebpf, Error> {
     let mut bpf = object(globals, config)?;
-    let program: &mut BtfTracePoint = program(&mut bpf, "sys_exit")?;
-    program.load("sys_exit", btf).map_err(|why| Error::Load("sys_exit", why.into()))?;
-    program.attach().map_err(|why| Error::Load("sys_exit", why.into()))?;
+    attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
+    attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     Ok(bpf)
+}
+
+fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {
+    for name in names {
+        let program: &mut BtfTracePoint = program(bpf, name)?;
+        program.load(name, btf).map_err(|why| Error::Load(name, why.into()))?;
+        program.attach().map_err(|why| Error::Load(name, why.into()))?;
+    }
+    Ok(())
 }
 
 fn object(globals: &[(&str, u32)], config: &Config) -> Result<Ebpf, Error> {

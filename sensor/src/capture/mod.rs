@@ -21,18 +21,14 @@ use aya::{
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::ClockId;
-use sensor_ebpf::{HOOKS, LOSSES};
+use sensor_ebpf::{HOOKS, LOSSES, OPEN_HOOKS};
 use serde::{Deserialize, Serialize};
 use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::decode::Decoder;
-use crate::{
-    event::{CaptureMode, Event},
-    metrics::Metrics,
-    notice::Notices,
-};
+use crate::{event::CaptureMode, metrics::Metrics, notice::Notices, observation::Observation};
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
 const QUEUE: usize = 8192;
@@ -153,7 +149,9 @@ struct Reader {
     seen: Seen,
     metrics: Arc<Metrics>,
     notices: Notices,
-    events: mpsc::Sender<Event>,
+    events: mpsc::Sender<Observation>,
+    /// Records of processes were lost, and nobody has been told yet.
+    processes_lost: bool,
 }
 
 /// What was already accounted for.
@@ -173,7 +171,7 @@ impl Capture {
         config: &Config,
         metrics: Arc<Metrics>,
         notices: Notices,
-    ) -> Result<(Self, mpsc::Receiver<Event>), Error> {
+    ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
         let (mut programs, mode) = load::load(config)?;
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
@@ -187,7 +185,18 @@ impl Capture {
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen::default();
-        let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
+        let reader = Reader {
+            attached,
+            ring,
+            losses,
+            sequences,
+            decoder,
+            seen,
+            metrics,
+            notices,
+            events,
+            processes_lost: false,
+        };
         Ok((Self { programs, reader }, receiver))
     }
 
@@ -245,12 +254,17 @@ impl Reader {
                 room = self.events.reserve() => room,
                 () = stop.cancelled() => return false,
             };
-            let (Ok(room), Some(item)) = (room, self.ring.get_mut().next()) else {
-                return !self.events.is_closed();
-            };
-            if let Some(event) = self.decoder.decode(&item) {
-                room.send(event);
-                self.metrics.captured.add(1);
+            let Ok(room) = room else { return false };
+            if std::mem::take(&mut self.processes_lost) {
+                room.send(Observation::ProcessesLost);
+                continue;
+            }
+            let Some(item) = self.ring.get_mut().next() else { return !self.events.is_closed() };
+            if let Some(observation) = self.decoder.decode(&item) {
+                if matches!(observation, Observation::Open(_)) {
+                    self.metrics.captured.add(1);
+                }
+                room.send(observation);
             } else {
                 self.metrics.undecodable.add(1);
                 self.notices.add("capture", "undecodable", 1, "a record of the kernel side could not be read");
@@ -280,13 +294,21 @@ impl Reader {
     fn try_count_losses(&mut self) -> Result<(), aya::maps::MapError> {
         for (slot, seen) in self.seen.lost.iter_mut().enumerate() {
             let new = growth(&self.losses, slot, seen)?;
-            if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
+            if new > 0 && slot / LOSSES >= OPEN_HOOKS {
+                self.metrics.processes_lost.add(new);
+                self.processes_lost = true;
+                let detail = format!("{new} records of processes were lost; they are read from /proc again");
+                self.notices.add("capture", "processes_lost", new, detail);
+            } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);
                 self.notices.add("capture", reason, new, format!("{new} opens were not reported by the kernel"));
             }
         }
         for (slot, seen) in self.seen.numbered.iter_mut().enumerate() {
-            self.metrics.numbered.add(growth(&self.sequences, slot, seen)?);
+            let new = growth(&self.sequences, slot, seen)?;
+            if slot < OPEN_HOOKS {
+                self.metrics.numbered.add(new);
+            }
         }
         Ok(())
     }

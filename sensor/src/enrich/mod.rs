@@ -16,6 +16,7 @@ use crate::{
     event::{Enriched, Enrichment, Event, Owner, Program},
     metrics::Metrics,
     notice::Notices,
+    observation::Observation,
     policy::PolicySet,
 };
 
@@ -30,14 +31,14 @@ pub struct Enrich {
     roots: Roots,
     policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
-    events: mpsc::Receiver<Event>,
+    observations: mpsc::Receiver<Observation>,
     enriched: mpsc::Sender<Enriched>,
 }
 
 impl Enrich {
-    /// A stage that reads from `events`; of the policies it needs the names that they have for files and programs.
+    /// A stage that reads from `observations`; of the policies it needs the names that they have for files and programs.
     pub fn new(
-        events: mpsc::Receiver<Event>,
+        observations: mpsc::Receiver<Observation>,
         policies: watch::Receiver<Arc<PolicySet>>,
         metrics: Arc<Metrics>,
         notices: Notices,
@@ -45,12 +46,27 @@ impl Enrich {
         let (enriched, receiver) = mpsc::channel(QUEUE);
         let (processes, cgroups, users) = (Processes::default(), Cgroups::default(), Users::default());
         let roots = Roots::new(notices);
-        (Self { processes, cgroups, users, roots, policies, metrics, events, enriched }, receiver)
+        (Self { processes, cgroups, users, roots, policies, metrics, observations, enriched }, receiver)
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
     pub fn run(mut self) {
-        while let Some(event) = self.events.blocking_recv() {
+        while let Some(observation) = self.observations.blocking_recv() {
+            let event = match observation {
+                Observation::Open(event) => event,
+                Observation::Exec(exec) => {
+                    self.processes.executed(&exec);
+                    continue;
+                }
+                Observation::Fork(fork) => {
+                    self.processes.forked(&fork);
+                    continue;
+                }
+                Observation::ProcessesLost => {
+                    self.processes.forget();
+                    continue;
+                }
+            };
             let enriched = self.enrich(event);
             if enriched.enrichment == Enrichment::Partial {
                 self.metrics.partial.add(1);
@@ -64,17 +80,16 @@ impl Enrich {
     fn enrich(&mut self, event: Event) -> Enriched {
         let (policies, now) = (self.policies.borrow().clone(), Instant::now());
         let process = self.processes.look_up(&event, &policies);
-        let member = process.as_ref().map(|_| event.pid);
-        let cgroup = self.cgroups.look_up(event.cgroup_id, member, now);
-        let namespace = member.and_then(trust::mount_namespace);
-        let known_as = match (&event.path, namespace) {
+        let gone = (Program { pid: event.pid, start_ns: event.start_ns, ..Program::default() }, Vec::new());
+        let (program, ancestors) = process.unwrap_or(gone);
+        let cgroup = self.cgroups.look_up(event.cgroup_id, Some(event.pid), now);
+        let known_as = match (&event.path, event.mount_ns) {
             (Some(path), Some(namespace)) => {
-                self.roots.names(namespace, event.pid, path.as_bytes(), &policies, now)
+                let lineage = std::iter::once(event.pid).chain(ancestors.iter().map(|program| program.pid));
+                self.roots.names(namespace.into(), lineage, path.as_bytes(), &policies, now)
             }
             _ => Vec::new(),
         };
-        let gone = (Program { pid: event.pid, start_ns: event.start_ns, ..Program::default() }, Vec::new());
-        let (program, ancestors) = process.unwrap_or(gone);
         let known = program.executable.is_some() && cgroup.is_some();
         let container = cgroup.as_deref().and_then(cgroup::container);
         Enriched {

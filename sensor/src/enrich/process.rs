@@ -1,113 +1,151 @@
-//! Programs from /proc: what a process runs at the time of asking, which is after the open.
+//! Processes: what they run and who made them, from the kernel's reports of exec and fork, and from /proc for those that
+//! were there before.
 use std::{
     collections::HashMap,
     fs::{self, File},
     io,
     os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    sync::Arc,
 };
 
 use sha2::{Digest as _, Sha256};
 
-use super::trust;
+use super::trust::{self, Candidate};
 use crate::{
-    event::{ANCESTORS, Event, Program},
+    event::{ANCESTORS, Event, Name, Program},
+    observation::{Exec, Fork, Identity},
     policy::PolicySet,
 };
 
 /// Clock ticks of /proc/PID/stat are always hundredths of a second (USER_HZ, include/asm-generic/param.h).
 const TICK_NS: u64 = 10_000_000;
 
-/// Most processes that are remembered.
-const CACHE_LIMIT: usize = 10_000;
+/// Most processes that are remembered; beyond it those that have ended are forgotten.
+const CACHE_LIMIT: usize = 16_384;
 
 /// Largest program of which a sum is taken, in bytes.
 const SUM_LIMIT: u64 = 256 << 20;
 
-/// What is remembered of a process, so that enriching an event costs no open: two sensors on one node would otherwise
-/// feed each other for ever.
-#[derive(Clone)]
-struct Known {
-    /// Inode of /proc/PID, which the next holder of the pid does not have.
-    inode: u64,
-    parent: u32,
-    /// Device and inode of the program: another one was executed since if they differ.
-    identity: Option<(u64, u64)>,
-    program: Program,
+/// Programs of a process and of its ancestors, the nearest first.
+#[derive(Clone, Debug)]
+struct Process {
+    program: Arc<Program>,
+    /// As they were when it was made.
+    ancestors: Vec<Arc<Program>>,
 }
 
-/// Processes by pid.
+/// Processes by pid, each with its start: the next holder of the pid is another.
 #[derive(Default)]
 pub(super) struct Processes {
-    known: HashMap<u32, Known>,
+    known: HashMap<u32, Process>,
 }
 
 impl Processes {
-    /// The program of the process that `event` speaks of, and its ancestors'; None if that process is gone.
+    /// A process made another, which runs the same program.
+    pub(super) fn forked(&mut self, fork: &Fork) {
+        let Some(parent) = self.find(fork.parent) else { return };
+        let program = Program { pid: fork.child.pid, start_ns: fork.child.start_ns, ..(*parent.program).clone() };
+        self.remember(Process { program: Arc::new(program), ancestors: parent.lineage() });
+    }
+
+    /// A process runs another program. Whether that is to be trusted is decided here, and stays so.
+    pub(super) fn executed(&mut self, exec: &Exec) {
+        let ancestors = self.find(exec.process).map(|process| process.ancestors).unwrap_or_default();
+        let lineage: Vec<u32> =
+            std::iter::once(exec.process.pid).chain(ancestors.iter().map(|program| program.pid)).collect();
+        let trusted = exec.path.as_ref().is_some_and(|path| {
+            let candidate = Candidate { path: path.as_bytes(), device: exec.device, inode: exec.inode };
+            trust::is_trusted(&candidate, &lineage)
+        });
+        let Identity { pid, start_ns } = exec.process;
+        let program = Program { pid, start_ns, executable: exec.path.clone(), trusted, ..Program::default() };
+        self.remember(Process { program: Arc::new(program), ancestors });
+    }
+
+    /// Forgets everything: the next look reads /proc.
+    pub(super) fn forget(&mut self) {
+        self.known.clear();
+    }
+
+    /// The program of the process that `event` speaks of, and its ancestors'; None if nothing is known of it.
     pub(super) fn look_up(&mut self, event: &Event, policies: &PolicySet) -> Option<(Program, Vec<Program>)> {
-        let known = self.program(event.pid, Some(event.tid))?;
-        // The same pid with another start is another process.
-        if known.program.start_ns / TICK_NS != event.start_ns / TICK_NS {
-            return None;
+        let mut process = self.find(Identity { pid: event.pid, start_ns: event.start_ns })?;
+        let executable = process.program.executable.as_ref();
+        let asked = process.program.trusted && executable.is_some_and(|path| policies.wants_sum(path.as_bytes()));
+        if asked && process.program.sha256.is_none() {
+            let sha256 = sum(event.pid);
+            process.program = Arc::new(Program { sha256, ..(*process.program).clone() });
+            self.remember(process.clone());
         }
-        let mut program = Program { start_ns: event.start_ns, ..known.program.clone() };
-        let asked =
-            program.trusted && program.executable.as_ref().is_some_and(|path| policies.wants_sum(path.as_bytes()));
-        if asked && program.sha256.is_none() {
-            program.sha256 = sum(event.pid);
-            if let Some(known) = self.known.get_mut(&event.pid) {
-                known.program.sha256.clone_from(&program.sha256);
-            }
-        }
-        Some((program, self.ancestors(&known)))
+        let program = Program { start_ns: event.start_ns, ..(*process.program).clone() };
+        Some((program, process.ancestors.iter().map(|program| (**program).clone()).collect()))
     }
 
-    fn ancestors(&mut self, child: &Known) -> Vec<Program> {
-        let (mut ancestors, mut child) = (Vec::new(), child.clone());
-        while ancestors.len() < ANCESTORS && child.parent != 0 {
+    /// What is remembered of a process, or what /proc says while it lives.
+    fn find(&mut self, identity: Identity) -> Option<Process> {
+        let same = |process: &&Process| process.program.start_ns / TICK_NS == identity.start_ns / TICK_NS;
+        if let Some(process) = self.known.get(&identity.pid).filter(same) {
+            return Some(process.clone());
+        }
+        let process = self.read(identity.pid)?;
+        same(&&process).then_some(process)
+    }
+
+    /// Reads a process and its ancestors from /proc, and remembers them.
+    fn read(&mut self, pid: u32) -> Option<Process> {
+        let mut programs = Vec::new();
+        let mut next = pid;
+        while programs.len() <= ANCESTORS && next != 0 {
+            let Some((parent, program)) = read(next) else { break };
             // Who started later is not the parent, but has its pid now.
-            let parent = self
-                .program(child.parent, None)
-                .filter(|parent| parent.program.start_ns <= child.program.start_ns);
-            let Some(parent) = parent else { break };
-            ancestors.push(parent.program.clone());
-            child = parent;
+            if programs.last().is_some_and(|child: &Arc<Program>| program.start_ns > child.start_ns) {
+                break;
+            }
+            programs.push(Arc::new(program));
+            next = parent;
         }
-        ancestors
+        let mut programs = programs.into_iter();
+        let process = Process { program: programs.next()?, ancestors: programs.collect() };
+        self.remember(process.clone());
+        Some(process)
     }
 
-    /// What process `pid` runs, remembered or read anew; `tid` is a thread of it that lives, for when the first does not.
-    fn program(&mut self, pid: u32, tid: Option<u32>) -> Option<Known> {
-        let inode = fs::metadata(format!("/proc/{pid}")).ok()?.ino();
-        let thread = |tid| format!("/proc/{pid}/task/{tid}/exe");
-        let links = std::iter::once(format!("/proc/{pid}/exe")).chain(tid.map(thread));
-        let found = links.into_iter().find_map(|link| Some((fs::metadata(&link).ok()?, link)));
-        let identity = found.as_ref().map(|(found, _)| (found.dev(), found.ino()));
-        if let Some(known) =
-            self.known.get(&pid).filter(|known| known.inode == inode && known.identity == identity)
-        {
-            return Some(known.clone());
-        }
-        let (parent, start) = parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-        let mut program = Program { pid, start_ns: start.checked_mul(TICK_NS)?, ..Program::default() };
-        // Kernel threads have no program, and a zombie's is gone.
-        if let Some((found, link)) = found
-            && let Ok(path) = fs::read_link(link)
-        {
-            let mut path = path.into_os_string().into_vec();
-            let deleted = found.nlink() == 0 && path.ends_with(b" (deleted)");
-            if deleted {
-                path.truncate(path.len() - b" (deleted)".len());
-            }
-            program.trusted = !deleted && trust::is_trusted(pid, &path);
-            program.executable = Some(path.into());
-        }
-        let known = Known { inode, parent, identity, program };
+    fn remember(&mut self, process: Process) {
         if self.known.len() >= CACHE_LIMIT {
-            self.known.clear();
+            self.known.retain(|pid, _| fs::metadata(format!("/proc/{pid}")).is_ok());
+            if self.known.len() >= CACHE_LIMIT {
+                self.known.clear();
+            }
         }
-        self.known.insert(pid, known.clone());
-        Some(known)
+        self.known.insert(process.program.pid, process);
     }
+}
+
+impl Process {
+    /// The ancestors of a child of this process.
+    fn lineage(&self) -> Vec<Arc<Program>> {
+        std::iter::once(&self.program).chain(&self.ancestors).take(ANCESTORS).cloned().collect()
+    }
+}
+
+/// The parent of a process and what it runs.
+fn read(pid: u32) -> Option<(u32, Program)> {
+    let (parent, start) = parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+    let mut program = Program { pid, start_ns: start.checked_mul(TICK_NS)?, ..Program::default() };
+    // Kernel threads have no program, and a zombie's is gone.
+    let link = format!("/proc/{pid}/exe");
+    if let (Ok(found), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) {
+        let mut path = path.into_os_string().into_vec();
+        let deleted = found.nlink() == 0 && path.ends_with(b" (deleted)");
+        if deleted {
+            path.truncate(path.len() - b" (deleted)".len());
+        }
+        let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
+        let candidate = Candidate { path: &path, device: major << 20 | minor & 0xf_ffff, inode: found.ino() };
+        program.trusted = !deleted && trust::is_trusted(&candidate, &[pid]);
+        program.executable = Some(Name::from(path));
+    }
+    Some((parent, program))
 }
 
 /// SHA-256 sum of a process's program.
@@ -147,35 +185,60 @@ mod tests {
         assert_eq!(parse_stat(b"7 (a) S 42"), None);
     }
 
-    fn event(pid: u32, start_ns: u64) -> Event {
-        let json = serde_json::json!({
-            "time": "2026-11-22T12:00:00Z", "boot_id": uuid::Uuid::nil(), "mode": "fexit", "cpu": 0, "sequence": 1,
-            "pid": pid, "tid": pid, "start_ns": start_ns, "cgroup_id": 1, "uid": 0, "gid": 0, "comm": "", "flags": 0,
-            "result": 0, "file": null, "path": null, "home": null, "requested": null, "status": [],
-        });
-        serde_json::from_value(json).unwrap()
+    fn this() -> Identity {
+        let pid = std::process::id();
+        Identity { pid, start_ns: read(pid).unwrap().1.start_ns }
     }
 
     #[test]
     fn this_process_is_found_with_its_parent_and_a_wrong_start_is_another_process() {
-        let (pid, mut processes) = (std::process::id(), Processes::default());
-        let start_ns = processes.program(pid, None).unwrap().program.start_ns;
-        // Read, and then remembered.
+        let mut processes = Processes::default();
         for _ in 0..2 {
-            let (program, ancestors) = processes.look_up(&event(pid, start_ns), &PolicySet::default()).unwrap();
+            let process = processes.find(this()).unwrap();
             let executable = std::env::current_exe().unwrap();
-            assert_eq!(program.executable.unwrap().as_bytes(), executable.as_os_str().as_encoded_bytes());
-            assert_eq!(ancestors[0].pid, std::os::unix::process::parent_id());
-            assert!(ancestors.len() <= ANCESTORS);
+            assert_eq!(
+                process.program.executable.as_ref().unwrap().as_bytes(),
+                executable.as_os_str().as_encoded_bytes()
+            );
+            assert_eq!(process.ancestors[0].pid, std::os::unix::process::parent_id());
+            assert!(process.ancestors.len() <= ANCESTORS);
         }
-        assert_eq!(processes.look_up(&event(pid, start_ns + TICK_NS), &PolicySet::default()), None);
+        assert!(processes.find(Identity { start_ns: this().start_ns + TICK_NS, ..this() }).is_none());
     }
 
     #[test]
-    fn a_remembered_pid_with_another_inode_is_read_anew() {
-        let (pid, mut processes) = (std::process::id(), Processes::default());
-        let wrong = Known { inode: 1, parent: 99_999, identity: None, program: Program::default() };
-        processes.known.insert(pid, wrong);
-        assert_eq!(processes.program(pid, None).unwrap().parent, std::os::unix::process::parent_id());
+    fn what_a_process_was_made_by_is_remembered_when_all_have_ended() {
+        // Pids that nobody has: beyond the kernel's greatest (PID_MAX_LIMIT, include/linux/threads.h).
+        let identity = |n: u32| Identity { pid: (4 << 20) + n, start_ns: u64::from(n) * TICK_NS };
+        let mut processes = Processes::default();
+        processes.forked(&Fork { parent: this(), child: identity(1) });
+        for n in 1..8 {
+            let exec =
+                Exec { process: identity(n), path: Some(format!("/no/{n}").as_str().into()), device: 0, inode: 1 };
+            processes.executed(&exec);
+            processes.forked(&Fork { parent: identity(n), child: identity(n + 1) });
+        }
+        let last = processes.find(identity(8)).unwrap();
+        let names: Vec<String> =
+            last.ancestors.iter().map(|p| p.executable.as_ref().unwrap().to_string()).collect();
+        assert_eq!(
+            last.program.executable.as_ref().unwrap().to_string(),
+            "/no/7",
+            "a child runs what its parent does"
+        );
+        assert_eq!(names, ["/no/7", "/no/6", "/no/5", "/no/4", "/no/3"]);
+        assert!(!last.program.trusted);
+        // The pid of one that ended, taken by another.
+        assert!(processes.find(Identity { pid: identity(8).pid, start_ns: 99 * TICK_NS }).is_none());
+    }
+
+    #[test]
+    fn the_table_stays_bounded() {
+        let mut processes = Processes::default();
+        for n in 0..40_000 {
+            let process = Identity { pid: (4 << 20) + n, start_ns: 1 };
+            processes.executed(&Exec { process, path: None, device: 0, inode: 1 });
+            assert!(processes.known.len() <= CACHE_LIMIT);
+        }
     }
 }

@@ -17,6 +17,7 @@ use std::{
 
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
+use super::trust::{host, mount_namespace};
 use crate::{event::Name, notice::Notices, policy::PolicySet};
 
 /// When what was found is looked up anew.
@@ -51,12 +52,12 @@ impl Roots {
         Self { known: Arc::default(), notices }
     }
 
-    /// The literals of `policies` that lead to `path` in the root of process `pid`, whose mount namespace is `namespace`,
-    /// as far as they are known; what is not is looked up meanwhile.
+    /// The literals of `policies` that lead to `path` in mount namespace `namespace`, as far as they are known; what is
+    /// not is looked up meanwhile, through the first of `lineage`, pids of a process and its ancestors, that is there.
     pub(super) fn names(
         &self,
         namespace: u64,
-        pid: u32,
+        lineage: impl Iterator<Item = u32>,
         path: &[u8],
         policies: &Arc<PolicySet>,
         now: Instant,
@@ -69,7 +70,7 @@ impl Roots {
         let found = root.and_then(|root| root.links.get(path)).cloned().unwrap_or_default();
         if let Some(root) = root.filter(|root| root.busy && now.duration_since(root.since) > DEADLINE) {
             let waiting = now.duration_since(root.since).as_secs();
-            let detail = format!("links in the root of process {pid} are not resolved since {waiting} s");
+            let detail = format!("links in mount namespace {namespace} are not resolved since {waiting} s");
             self.notices.add("enrich", "root_hangs", 1, detail);
         }
         if !fresh {
@@ -88,15 +89,16 @@ impl Roots {
             }
             let links = known.get(&namespace).map(|root| root.links.clone()).unwrap_or_default();
             known.insert(namespace, Root { links, policies: policies.clone(), since: now, busy: true });
-            self.start(namespace, pid, policies.clone());
+            self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
         }
         found
     }
 
-    fn start(&self, namespace: u64, pid: u32, policies: Arc<PolicySet>) {
+    fn start(&self, namespace: u64, lineage: Vec<u32>, policies: Arc<PolicySet>) {
         let known = self.known.clone();
         std::thread::spawn(move || {
-            let links = resolve(pid, &policies);
+            let member = lineage.into_iter().find(|pid| mount_namespace(*pid) == Some(namespace));
+            let links = member.and_then(|pid| resolve(pid, &policies));
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(root) = known.get_mut(&namespace) {
                 root.busy = false;

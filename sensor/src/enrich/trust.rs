@@ -8,10 +8,11 @@ use std::{
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
     path::Path,
+    sync::OnceLock,
 };
 
 use rustix::{
-    fs::{AtFlags, CWD, Mode, OFlags, ResolveFlags, Stat, fstat, open, openat2, statat},
+    fs::{Mode, OFlags, ResolveFlags, Stat, fstat, major, makedev, open, openat2},
     io::Errno,
 };
 
@@ -22,37 +23,68 @@ const GENERATIONS: usize = 64;
 /// Write permission of group and others.
 const WRITABLE: u32 = 0o022;
 
-/// Whether `path`, where the program of process `pid` stands, can only hold what root or the image put there.
+/// A process whose root and mount namespace are the host's: the first, or else this one, if that may not be looked at.
+pub(super) fn host() -> u32 {
+    static HOST: OnceLock<u32> = OnceLock::new();
+    *HOST.get_or_init(|| {
+        if mount_namespace(1).is_some() && find(1, b"/", ResolveFlags::empty()).is_ok() {
+            return 1;
+        }
+        tracing::warn!(
+            "not permitted to look into /proc/1/root: programs are compared with the sensor's own root, so exceptions by path hold only if it runs on the host itself; needs CAP_SYS_PTRACE and the host's pid namespace"
+        );
+        std::process::id()
+    })
+}
+
+/// A program as the kernel reported it.
+pub(super) struct Candidate<'a> {
+    /// Its path from the root of the process's mount namespace.
+    pub(super) path: &'a [u8],
+    /// Device of its superblock, as the kernel holds it: 12 bits major, 20 bits minor.
+    pub(super) device: u32,
+    /// Its inode number.
+    pub(super) inode: u64,
+}
+
+/// Whether the candidate's path can only hold what root or the image put there. `lineage` are pids of the process that
+/// runs it and of its ancestors, the nearest first, as far as they are known.
 ///
 /// On the host: root's, nobody else may write it, and the host's own root has this very file at that path, so that no
 /// bind mount or chroot of the process's making lies in between. In a container: the container's own root has it at
 /// that path, without a mount in between, and it is not in the layer that the container writes.
-pub(super) fn is_trusted(pid: u32, path: &[u8]) -> bool {
-    let Ok(program) = statat(CWD, format!("/proc/{pid}/exe"), AtFlags::empty()) else { return false };
-    of_host(&program, path) || entry_of_container(pid).is_some_and(|entry| of_image(&program, path, entry))
+pub(super) fn is_trusted(candidate: &Candidate<'_>, lineage: &[u32]) -> bool {
+    candidate.path.starts_with(b"/")
+        && (of_host(candidate) || entry_of_container(lineage).is_some_and(|entry| of_image(candidate, entry)))
 }
 
-fn of_host(program: &Stat, path: &[u8]) -> bool {
-    let own = program.st_uid == 0 && program.st_mode & WRITABLE == 0;
-    own && find(1, path, ResolveFlags::empty()).is_ok_and(|found| same(program, &found))
+fn of_host(candidate: &Candidate<'_>) -> bool {
+    let found = find(host(), candidate.path, ResolveFlags::empty()).and_then(fstat);
+    found.is_ok_and(|found| candidate.is(&found) && found.st_uid == 0 && found.st_mode & WRITABLE == 0)
 }
 
-fn of_image(program: &Stat, path: &[u8], entry: u32) -> bool {
-    let Ok(found) = find(entry, path, ResolveFlags::NO_XDEV) else { return false };
+fn of_image(candidate: &Candidate<'_>, entry: u32) -> bool {
+    let Ok(found) = find(entry, candidate.path, ResolveFlags::NO_XDEV).and_then(fstat) else { return false };
     let Ok(mounts) = fs::read(format!("/proc/{entry}/mountinfo")) else { return false };
-    same(program, &found)
+    candidate.is(&found)
         && match upper_layer(&mounts) {
             Some(Upper::ReadOnly) => true,
             Some(Upper::At(directory)) => {
-                let copy = find(1, &[directory.as_slice(), path].concat(), ResolveFlags::empty());
+                let copy = find(host(), &[directory.as_slice(), candidate.path].concat(), ResolveFlags::empty());
                 copy.is_err_and(|why| why == Errno::NOENT || why == Errno::NOTDIR)
             }
             None => false,
         }
 }
 
-fn same(one: &Stat, other: &OwnedFd) -> bool {
-    fstat(other).is_ok_and(|other| (one.st_dev, one.st_ino) == (other.st_dev, other.st_ino))
+impl Candidate<'_> {
+    /// Whether this is the file that was found. Some file systems show another device than their superblock's to
+    /// stat(2) (btrfs, overlays of several): with those the inode number must do.
+    fn is(&self, found: &Stat) -> bool {
+        let device = makedev(self.device >> 20, self.device & 0xf_ffff);
+        let anonymous = major(found.st_dev) == 0;
+        found.st_ino == self.inode && (found.st_dev == device || anonymous && self.device >> 20 == 0)
+    }
 }
 
 /// What stands at `path` in the root of process `pid`, reached by no symbolic link.
@@ -63,28 +95,30 @@ fn find(pid: u32, path: &[u8], more: ResolveFlags) -> rustix::io::Result<OwnedFd
     openat2(root, OsStr::from_bytes(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
 
-/// The first process of the container that `pid` is in: the one whose parent is on the host. None on the host.
+/// The first process of the container that a lineage is in: the one whose parent is on the host. None on the host.
 ///
 /// The runtime, which is root's, has made its root; those below it may have made roots of their own.
-fn entry_of_container(pid: u32) -> Option<u32> {
-    let host = mount_namespace(1)?;
-    let (mut entry, mut steps) = (pid, 0);
-    while steps < GENERATIONS {
-        if mount_namespace(entry)? == host {
+fn entry_of_container(lineage: &[u32]) -> Option<u32> {
+    let host = mount_namespace(host())?;
+    // The nearest that still lives.
+    let (mut entry, mut namespace) = lineage.iter().find_map(|pid| Some((*pid, mount_namespace(*pid)?)))?;
+    for _ in 0..GENERATIONS {
+        if namespace == host {
             return None;
         }
         let parent = super::process::parent_of(entry)?;
-        // A parent in a pid namespace that is not ours to see: nothing is known of it.
+        // Its parent is in a pid namespace that is not ours to see: nothing is known of it.
         if parent == 0 {
             return None;
         }
-        if mount_namespace(parent)? == host {
+        namespace = mount_namespace(parent)?;
+        if namespace == host {
             // The runtime runs as root; a user who unshares namespaces is no runtime, however the cgroup is called.
             let table = fs::read(format!("/proc/{entry}/cgroup")).ok()?;
             let root = fs::metadata(format!("/proc/{parent}")).ok()?.uid() == 0;
             return (root && cgroup::is_in_container(&table)).then_some(entry);
         }
-        (entry, steps) = (parent, steps + 1);
+        entry = parent;
     }
     None
 }

@@ -158,6 +158,7 @@ fn access(example: &Example) -> Event {
         gid: 0,
         euid: example.user,
         user_ns: None,
+        mount_ns: None,
         comm: Name::default(),
         call: if operation == Operation::Truncate { Call::Truncate } else { call },
         flags: flags_of(operation),

@@ -5,6 +5,7 @@ use std::{
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
+    string::FromUtf8Error,
     sync::Arc,
 };
 
@@ -123,6 +124,13 @@ impl Directory {
         Err(Errors(
             "the policies change faster than they can be read; the next look may find them at rest".to_owned(),
         ))
+    }
+
+    /// The same of one text, as if it were the only file.
+    #[must_use]
+    pub fn read_text(text: &[u8], judge: Judge) -> Loaded {
+        let text = String::from_utf8(text.to_vec()).map_err(not_text);
+        Self::new(Vec::new(), BTreeMap::new(), judge).load(vec![("policy.yaml".into(), text)])
     }
 
     fn list(&self) -> Result<Vec<Stamp>, Errors> {
@@ -330,9 +338,10 @@ fn read(path: &Path) -> Result<String, Fault> {
             "split it",
         ));
     }
-    String::from_utf8(bytes).map_err(|why| {
-        let at = why.utf8_error().valid_up_to();
-        let help = "write a byte that is no text as \\xNN in a pattern";
-        Fault::error("", format!("byte {at} is not UTF-8"), help)
-    })
+    String::from_utf8(bytes).map_err(not_text)
+}
+
+fn not_text(why: FromUtf8Error) -> Fault {
+    let at = why.utf8_error().valid_up_to();
+    Fault::error("", format!("byte {at} is not UTF-8"), "write a byte that is no text as \\xNN in a pattern")
 }

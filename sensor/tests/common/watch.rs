@@ -11,6 +11,7 @@ use sensor::{
     event::{CaptureMode, Event},
     metrics::Metrics,
     notice::Notices,
+    observation::Observation,
 };
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -18,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 /// A capture that watches this very process.
 pub(crate) struct Watch {
     mode: CaptureMode,
-    events: mpsc::Receiver<Event>,
+    events: mpsc::Receiver<Observation>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
     metrics: Arc<Metrics>,
@@ -46,8 +47,13 @@ impl Watch {
         act();
         self.stop.cancel();
         let mut events = Vec::new();
-        while let Some(event) = self.events.recv().await {
-            events.push(event);
+        let mut processes = Vec::new();
+        while let Some(observation) = self.events.recv().await {
+            if let Observation::Open(event) = observation {
+                events.push(event);
+            } else {
+                processes.push(observation);
+            }
         }
         self.running.await.unwrap().unwrap();
         let others = events.extract_if(.., |event| event.tid != tid).collect();
@@ -58,7 +64,7 @@ impl Watch {
             m.captured.get() + m.opens_lost.get(),
             "an open is neither here nor counted as lost"
         );
-        Observed { mode: self.mode, events, others, lost: m.opens_lost.get(), skipped: m.skipped.get() }
+        Observed { mode: self.mode, events, others, processes, lost: m.opens_lost.get(), skipped: m.skipped.get() }
     }
 }
 
@@ -68,6 +74,8 @@ pub(crate) struct Observed {
     pub(crate) events: Vec<Event>,
     /// Everybody else's.
     pub(crate) others: Vec<Event>,
+    /// What was executed and forked, by anybody.
+    pub(crate) processes: Vec<Observation>,
     pub(crate) lost: u64,
     /// Runs of the program that the kernel skipped.
     pub(crate) skipped: u64,
