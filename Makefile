@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e bench lint full setup release test-unit test-mutants test-native test-guests
+.PHONY: help run test e2e bench fuzz workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -31,7 +31,7 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka
 
-test: test-unit test-mutants test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
+test: test-unit test-mutants test-fuzz test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
 
 test-unit:
 	e2e/setup.sh build
@@ -42,6 +42,9 @@ test-unit:
 test-mutants:
 	e2e/setup.sh build
 	cargo test --locked -p sensor --test mutants -- --ignored --nocapture
+
+test-fuzz:
+	SECONDS_EACH=15 $(MAKE) fuzz
 
 test-native:
 	e2e/setup.sh build kafka
@@ -61,6 +64,14 @@ bench: ## what one event costs the matcher, by the number of patterns
 	e2e/setup.sh build
 	cargo bench --locked -p sensor
 
+fuzz: ## the policy parser and the glob compiler, ten minutes each with coverage feedback
+	e2e/setup.sh build fuzz
+	e2e/fuzz.sh
+
+workload: release ## ordinary work under the whole policy library: no alert; only on a machine that nobody needs
+	GUEST_KERNELS= e2e/setup.sh e2e guests
+	$(SUDO) e2e/workload.sh $(RELEASE)
+
 lint: ## formatting, lints of both sides, dependencies' licences and sources
 	e2e/setup.sh build lint
 	cargo fmt --check
@@ -68,5 +79,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked -p sensor-ebpf --bins --target bpfel-unknown-none -Zbuild-std=core --target-dir target/ebpf-lint -- -D warnings
 	cargo deny --locked check licenses bans sources
 
-full: lint test e2e ## everything, and the kernels that CI leaves out
+full: lint test e2e bench fuzz workload ## everything, and the kernels that CI leaves out
 	$(MAKE) test-guests KERNELS="6.1 7"

@@ -2,6 +2,7 @@
 # setup.sh STEP...   makes a Debian machine ready; every step is idempotent and a no-op when done.
 #   build   what compiles the sensor: Debian packages, core's source for the BPF target, bpf-linker
 #   lint    cargo-deny
+#   fuzz    the C++ compiler that builds libFuzzer
 #   e2e     what the README's journey is checked with
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
@@ -76,6 +77,8 @@ step_build() {
     cargo_tool bpf-linker $bpf_linker --no-default-features --features llvm-$llvm
 }
 
+step_fuzz() { packages g++=g++; }
+
 step_lint() { cargo_tool cargo-deny $cargo_deny; }
 
 step_e2e() { packages python3=python3-minimal script=bsdutils; }
@@ -104,6 +107,6 @@ step_kafka() {
 
 [ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint e2e guests kafka"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka"
   "step_$step"
 done

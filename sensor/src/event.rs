@@ -107,6 +107,17 @@ pub enum CaptureMode {
     Tracepoint,
 }
 
+impl CaptureMode {
+    /// What can be done to a file without being seen so.
+    #[must_use]
+    pub fn unseen(self) -> &'static [Operation] {
+        match self {
+            Self::Fexit => &[Operation::Rename, Operation::Link, Operation::Delete],
+            Self::Tracepoint => &[Operation::Rename, Operation::Link, Operation::Delete, Operation::Exec],
+        }
+    }
+}
+
 impl fmt::Display for CaptureMode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {

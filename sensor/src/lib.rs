@@ -119,6 +119,7 @@ fn start_capture_and_enrich(
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> Result<mpsc::Receiver<Enriched>, capture::Error> {
     let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
+    policy::tell_unseen(&policies.borrow(), capture.mode());
     let (enrich, enriched) = Enrich::new(events, policies, common.metrics.clone(), common.notices.clone());
     tasks.spawn(capture.run(stop.clone()));
     tasks.spawn_blocking(|| {

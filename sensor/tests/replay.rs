@@ -202,6 +202,25 @@ fn an_excluded_name_that_leads_to_a_watched_file_excludes_nothing() {
 }
 
 #[test]
+fn an_exempt_script_is_one_that_was_executed_not_one_that_is_an_argument() {
+    let by = |executable: &str, script: Value, trusted: bool| {
+        let process =
+            json!({"pid": 4711, "start_ns": 5, "executable": executable, "script": script, "trusted": trusted});
+        open(1, &json!({"process": process}))
+    };
+    let spec = "{paths: [/etc/shadow], exceptions: [{scripts: [/opt/backup/run.py]}]}";
+    for (executable, script, trusted, fires) in [
+        ("/usr/bin/python3.11", json!("/opt/backup/run.py"), true, 0),
+        // `python3 /opt/backup/run.py` and `python3 -c`: the interpreter was executed, no script.
+        ("/usr/bin/python3.11", Value::Null, true, 1),
+        ("/usr/bin/python3.11", json!("/tmp/run.py"), true, 1),
+        ("/tmp/python3.11", json!("/opt/backup/run.py"), false, 1),
+    ] {
+        assert_eq!(alerts(spec, &[by(executable, script.clone(), trusted)]).len(), fires, "{executable} {script}");
+    }
+}
+
+#[test]
 fn an_open_with_a_doubtful_path_is_not_excluded_by_it() {
     let with = |status: &str| open(1, &json!({"path": "/d/fine", "status": [status]}));
     for (status, fires) in

@@ -27,7 +27,7 @@ pub use self::{
     example::{Example, Examples},
     exception::is_broad,
     glob::{Decided, Glob, GlobError},
-    reload::reload,
+    reload::{reload, tell_unseen},
     spec::{
         ApiVersion, Comparison, ContainerSelector, Exception, Files, Kind, LabelSelector, Metadata, Outcome,
         Policy, Requirement, Severity, Spec, Subjects, Threat,

@@ -4,8 +4,8 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Directory, Loaded, PolicySet};
-use crate::{metrics::Metrics, notice::Notices};
+use super::{Compiled, Directory, Loaded, PolicySet};
+use crate::{event::CaptureMode, metrics::Metrics, notice::Notices};
 
 /// How often the directory is looked at. A look is a stat(2) of each file, so no event of any file system is missed,
 /// not even of those that tell of none.
@@ -41,6 +41,17 @@ pub async fn reload(
                 sets.send_replace(loaded.set);
             }
             Err(why) => notices.add("policy", "unreadable", 1, format!("{why}; the policies stay as they were")),
+        }
+    }
+}
+
+/// Tells how many policies watch what this way of seeing opens does not show.
+pub fn tell_unseen(set: &PolicySet, mode: CaptureMode) {
+    for operation in mode.unseen() {
+        let asks = |policy: &&Arc<Compiled>| policy.policy.spec.operations.contains(operation);
+        let policies = set.policies.iter().filter(asks).count();
+        if policies > 0 {
+            tracing::warn!(%operation, policies, "this operation is not seen on this kernel in mode {mode}: a file that is replaced so raises no alert by these policies");
         }
     }
 }
