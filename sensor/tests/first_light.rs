@@ -108,6 +108,53 @@ fn a_recording_of_trace_is_what_replay_reads() {
 }
 
 #[test]
+fn a_running_sensor_takes_new_policies_and_keeps_good_ones_when_they_break() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = dir.path().canonicalize().unwrap();
+    fs::create_dir(at.join("policies")).unwrap();
+    for name in ["one", "two"] {
+        fs::write(at.join(name), "").unwrap();
+    }
+    let file = at.join("policies/p.yaml");
+    let policy = |watched: &str| {
+        format!(
+            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: p}}\nspec: {{subjects: all, paths: [{}/{watched}]}}\n",
+            at.display()
+        )
+    };
+    // As an editor saves: written aside and renamed.
+    let save = |text: &str| {
+        fs::write(at.join("new"), text).unwrap();
+        fs::rename(at.join("new"), &file).unwrap();
+    };
+    save(&policy("one"));
+    let mut sensor = Sensor::start(pathwatch().args(["run", "--policies", "policies"]).current_dir(&at));
+    let alerted = |sensor: &Sensor, name: &str| {
+        drop(File::open(at.join(name)).unwrap());
+        let alert = sensor.lines.recv_timeout(PATIENCE).unwrap();
+        assert_eq!(alert["file"]["name"], name);
+        alert["pathwatch"]["policy"]["version"].clone()
+    };
+    let version = alerted(&sensor, "one");
+    save("spec: [");
+    sensor.wait_for_log("the last good version of this policy stays in force");
+    assert_eq!(alerted(&sensor, "one"), version);
+    save(&policy("two"));
+    let began = Instant::now();
+    while sensor.lines.try_recv().is_err() {
+        assert!(began.elapsed() < PATIENCE);
+        drop(File::open(at.join("two")).unwrap());
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let (rest, log) = sensor.stop();
+    assert!(
+        rest.iter()
+            .all(|alert| alert["file"]["name"] == "two" && alert["pathwatch"]["policy"]["version"] != version)
+    );
+    assert_eq!((total(&log, "policies"), total(&log, "policies_stale"), total(&log, "policy_errors")), (1, 0, 0));
+}
+
+#[test]
 fn a_kernel_without_type_information_is_1_with_what_it_needs() {
     // In a mount namespace of its own, where nothing of this machine's is changed.
     let hide = "mount -t tmpfs none /sys/kernel/btf && exec \"$0\" run";
