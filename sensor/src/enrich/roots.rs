@@ -24,8 +24,10 @@ use crate::{event::Name, notice::Notices, policy::PolicySet};
 const REFRESH: Duration = Duration::from_secs(30);
 /// When a look-up that has not come back is taken for one that hangs.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Most look-ups at one time, those that hang included.
-const THREADS: usize = 8;
+/// Most look-ups at one time, those that hang left out.
+const THREADS: usize = 4;
+/// Most look-ups that may hang before no more are begun.
+const HANGING: usize = 64;
 /// Most roots that are remembered.
 const CACHE_LIMIT: usize = 2000;
 
@@ -74,8 +76,10 @@ impl Roots {
             self.notices.add("enrich", "root_hangs", 1, detail);
         }
         if !fresh {
-            let busy = known.values().filter(|root| root.busy).count();
-            if busy >= THREADS {
+            let overdue = |root: &&Root| now.duration_since(root.since) > DEADLINE;
+            let (hanging, busy): (Vec<_>, Vec<_>) = known.values().filter(|root| root.busy).partition(overdue);
+            let (hanging, busy) = (hanging.len(), busy.len());
+            if busy >= THREADS || hanging >= HANGING {
                 self.notices.add(
                     "enrich",
                     "roots_busy",

@@ -12,7 +12,7 @@ use std::{
 };
 
 use rustix::{
-    fs::{Mode, OFlags, ResolveFlags, Stat, fstat, major, makedev, open, openat2},
+    fs::{AtFlags, Mode, OFlags, ResolveFlags, Stat, StatxFlags, fstat, makedev, open, openat2, statx},
     io::Errno,
 };
 
@@ -59,32 +59,45 @@ pub(super) fn is_trusted(candidate: &Candidate<'_>, lineage: &[u32]) -> bool {
 }
 
 fn of_host(candidate: &Candidate<'_>) -> bool {
-    let found = find(host(), candidate.path, ResolveFlags::empty()).and_then(fstat);
-    found.is_ok_and(|found| candidate.is(&found) && found.st_uid == 0 && found.st_mode & WRITABLE == 0)
+    let found = find(host(), candidate.path, ResolveFlags::empty());
+    let found = found.ok().and_then(|file| candidate.is(&file, host()));
+    found.is_some_and(|found| found.st_uid == 0 && found.st_mode & WRITABLE == 0)
 }
 
 fn of_image(candidate: &Candidate<'_>, entry: u32) -> bool {
-    let Ok(found) = find(entry, candidate.path, ResolveFlags::NO_XDEV).and_then(fstat) else { return false };
+    let found = find(entry, candidate.path, ResolveFlags::NO_XDEV);
+    if found.ok().and_then(|file| candidate.is(&file, entry)).is_none() {
+        return false;
+    }
     let Ok(mounts) = fs::read(format!("/proc/{entry}/mountinfo")) else { return false };
-    candidate.is(&found)
-        && match upper_layer(&mounts) {
-            Some(Upper::ReadOnly) => true,
-            Some(Upper::At(directory)) => {
-                let copy = find(host(), &[directory.as_slice(), candidate.path].concat(), ResolveFlags::empty());
-                copy.is_err_and(|why| why == Errno::NOENT || why == Errno::NOTDIR)
-            }
-            None => false,
+    match upper_layer(&mounts) {
+        Some(Upper::ReadOnly) => true,
+        Some(Upper::At(directory)) => {
+            let copy = find(host(), &[directory.as_slice(), candidate.path].concat(), ResolveFlags::empty());
+            copy.is_err_and(|why| why == Errno::NOENT || why == Errno::NOTDIR)
         }
+        None => false,
+    }
 }
 
 impl Candidate<'_> {
-    /// Whether this is the file that was found. Some file systems show another device than their superblock's to
-    /// stat(2) (btrfs, overlays of several): with those the inode number must do.
-    fn is(&self, found: &Stat) -> bool {
-        let device = makedev(self.device >> 20, self.device & 0xf_ffff);
-        let anonymous = major(found.st_dev) == 0;
-        found.st_ino == self.inode && (found.st_dev == device || anonymous && self.device >> 20 == 0)
+    /// What stat(2) says of `file`, found in the root of process `pid`, if it is this very program.
+    fn is(&self, file: &OwnedFd, pid: u32) -> Option<Stat> {
+        let found = fstat(file).ok().filter(|found| found.st_ino == self.inode)?;
+        let same = found.st_dev == makedev(self.device >> 20, self.device & 0xf_ffff)
+            // Some file systems show stat(2) another device than their superblock's: btrfs, overlays of several.
+            || superblock_device(file, pid) == Some(self.device);
+        same.then_some(found)
     }
+}
+
+/// Device of the superblock that `file` is on, by the mount table of process `pid`.
+fn superblock_device(file: &OwnedFd, pid: u32) -> Option<u32> {
+    let mount = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?.stx_mnt_id;
+    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    let line = mounts.lines().find(|line| line.split(' ').next() == Some(mount.to_string().as_str()))?;
+    let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
+    Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?)
 }
 
 /// What stands at `path` in the root of process `pid`, reached by no symbolic link.
