@@ -102,8 +102,10 @@ pub struct RecordHeader {
     pub user_ns: u32,
     /// Inode of the task's mount namespace.
     pub mount_ns: u32,
-    /// Explicit padding, zero.
-    pub reserved_2: u32,
+    /// Device of the program that the task runs, as in [`OpenRecord::device`].
+    pub exe_device: u32,
+    /// Its inode number; zero for a kernel thread.
+    pub exe_inode: u64,
     /// The thread's name, padded with NUL. The process chooses it.
     pub comm: [u8; 16],
 }
@@ -152,8 +154,8 @@ pub struct OpenRecord {
     pub path_is_base: u32,
 }
 
-const _: () = assert!(size_of::<RecordHeader>() == 88 && align_of::<RecordHeader>() == 8);
-const _: () = assert!(size_of::<ForkRecord>() == 104 && align_of::<ForkRecord>() == 8);
-const _: () = assert!(size_of::<OpenRecord>() == 136 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<RecordHeader>() == 96 && align_of::<RecordHeader>() == 8);
+const _: () = assert!(size_of::<ForkRecord>() == 112 && align_of::<ForkRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 144 && align_of::<OpenRecord>() == 8);
 // A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
 const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);

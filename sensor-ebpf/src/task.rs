@@ -7,8 +7,9 @@ use aya_ebpf::helpers::{
 use sensor_ebpf::{Hook, RecordHeader};
 
 use crate::kernel::{
-    CRED_EUID, CRED_USER_NS, MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, TASK_CRED, TASK_GROUP_LEADER,
-    TASK_NSPROXY, TASK_START_BOOTTIME, USER_NAMESPACE_NS, constant, read,
+    CRED_EUID, CRED_USER_NS, FILE_F_INODE, INODE_I_INO, INODE_I_SB, MM_EXE_FILE, MNT_NAMESPACE_NS, NS_COMMON_INUM,
+    NSPROXY_MNT_NS, SUPER_BLOCK_S_DEV, TASK_CRED, TASK_GROUP_LEADER, TASK_MM, TASK_NSPROXY, TASK_START_BOOTTIME,
+    USER_NAMESPACE_NS, constant, read,
 };
 
 /// Address of the current `struct task_struct`.
@@ -39,6 +40,12 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.euid = read(cred, constant(&CRED_EUID));
     let user_ns: u64 = read(cred, constant(&CRED_USER_NS));
     header.user_ns = read(user_ns, constant(&USER_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
+    let mm: u64 = read(current(), constant(&TASK_MM));
+    let exe: u64 = read(mm, constant(&MM_EXE_FILE));
+    let inode: u64 = read(exe, constant(&FILE_F_INODE));
+    header.exe_inode = read(inode, constant(&INODE_I_INO));
+    let superblock: u64 = read(inode, constant(&INODE_I_SB));
+    header.exe_device = read(superblock, constant(&SUPER_BLOCK_S_DEV));
     let nsproxy: u64 = read(current(), constant(&TASK_NSPROXY));
     let mount_ns: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
     header.mount_ns = read(mount_ns, constant(&MNT_NAMESPACE_NS) + constant(&NS_COMMON_INUM));

@@ -249,6 +249,9 @@ pub struct Event {
     /// Inode of the process's mount namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount_ns: Option<u32>,
+    /// Device and inode of the program that the process runs, as the kernel holds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub program: Option<(u32, u64)>,
     /// The thread's name. The process chooses it: shown, never decided by.
     pub comm: Name,
     /// What was called.

@@ -79,6 +79,7 @@ pub async fn replay(
     let node = Node { cluster: None, name: "replay".to_owned() };
 
     let (replay, enriched) = Replay::new(input, name, common.metrics.clone());
+    common.metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
     let alerts = start_matcher(enriched, policies, &common, &mut tasks);
     let stdout = Stdout::replay(Encoder::new(Identity::replay(), node), common.metrics.clone());

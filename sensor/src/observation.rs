@@ -11,8 +11,6 @@ pub enum Observation {
     Exec(Exec),
     /// A process made another.
     Fork(Fork),
-    /// Some of the above were lost: what is remembered of processes may be wrong.
-    ProcessesLost,
 }
 
 /// A process and when it started, which together are never used again.

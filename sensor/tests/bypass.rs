@@ -151,6 +151,15 @@ fn a_program_that_others_can_write_or_that_has_no_file_is_not_trusted() {
 }
 
 #[test]
+fn a_user_that_somebody_made_himself_is_no_exempt_user() {
+    let machine = Machine::new(&POLICY.replace("[{executables", "[{users: [0], executables"));
+    let (secret, tool) = (machine.path("secret"), machine.path("bin/tool"));
+    assert_eq!(machine.run(&tool, &[&secret]), Vec::<Value>::new(), "root itself");
+    // Anybody is root in a user namespace of his own.
+    assert_one(&machine.run("unshare", &["--user", "--map-root-user", &tool, &secret]), &secret, &tool);
+}
+
+#[test]
 fn an_excluded_name_that_is_a_link_to_a_watched_file_alerts() {
     let machine = Machine::new(POLICY);
     let (known, key) = (machine.path("home/ann/.ssh/known_hosts"), machine.path("home/ann/.ssh/id_rsa"));

@@ -40,7 +40,10 @@ fn the_form_of_a_policy_is_told_with_what_to_write_instead() {
             "f.yaml:4:31: '7' is none of the words allowed here; known words are informational, low, medium, high, critical",
         ),
         ("{paths: /a}", "f.yaml:4:15: 'paths' is the text '/a'; write a list"),
-        ("{paths: [[/a]]}", "f.yaml:4:16: 'paths[0]' is a list; write a text"),
+        (
+            "{paths: [[/a]]}",
+            "f.yaml:4:16: 'paths[0]' is a list; write a text, in quotes if it has special characters",
+        ),
         ("{description: x}", "f.yaml:4:7: the field 'paths' is missing; add it"),
         ("[]", "f.yaml:4:7: 'spec' is a list; write a group of fields"),
         (
@@ -90,7 +93,7 @@ fn what_no_author_can_have_meant_is_told() {
         ),
         (
             "{paths: [/a], exceptions: [{users: [0]}]}",
-            "f.yaml:4:35: an exception by user alone lets every program of that user through; name the executables too, or add acknowledgeBroad: true",
+            "f.yaml:4:34: an exception by user alone lets every program of that user through; name the executables that may; to watch less, use exclude",
         ),
         (
             "{paths: [/a], exceptions: [{executables: [/usr/bin/python3.11]}]}",
@@ -107,6 +110,30 @@ fn what_no_author_can_have_meant_is_told() {
         (
             "{paths: [/a], exceptions: [{executables: [/x], sha256: [abc]}]}",
             "f.yaml:4:63: 'abc' is no SHA-256 sum; write its 64 hexadecimal digits",
+        ),
+        (
+            "{paths: [/a], exceptions: [{images: ['**']}]}",
+            "f.yaml:4:34: an exception without criteria swallows everything that the policy watches; name the executables that may; to watch less, use exclude",
+        ),
+        (
+            "{paths: [/a], exceptions: [{images: ['docker.io/library/nginx:1']}]}",
+            "f.yaml:4:44: 'docker.io/library/nginx:1' has a tag or digest and can never match; write the image without",
+        ),
+        (
+            "{paths: [/a], containerSelector: {images: [nginx]}}",
+            "f.yaml:4:50: 'nginx' has no registry and can never match; write it in full, as in 'docker.io/library/nginx'",
+        ),
+        (
+            "{paths: [/proc/self/environ]}",
+            "f.yaml:4:16: '/proc/self/environ' can never match: to the kernel it is the directory of some process; write '/proc/*/…'",
+        ),
+        (
+            "{paths: [/a], exceptions: [{executables: ['/usr/bin/python3*'], ancestors: [/usr/bin/bash]}]}",
+            "f.yaml:4:49: '/usr/bin/python3*' is also 'python3', which does what it is told, so this exception lets through whoever can run it; add a second criterion such as paths, users, scripts or images, or acknowledgeBroad: true",
+        ),
+        (
+            "{paths: [/a], exceptions: [{executables: [sshd]}]}",
+            "f.yaml:4:49: 'sshd' begins with neither / nor **/; write its full path",
         ),
         (
             "{paths: ['/**']}",
@@ -312,16 +339,55 @@ fn excessive() -> Vec<Case> {
             "a:\n".to_owned().into_bytes(),
             "f.yaml:1:1: unknown field 'a'; known fields are apiVersion, kind, metadata, spec",
         ),
-        ("aliases in aliases", bomb.into_bytes(), "f.yaml:7:9: 'exclude[0]' is a list; write a text"),
+        (
+            "aliases in aliases",
+            bomb.into_bytes(),
+            "f.yaml:7:9: 'exclude[0]' is a list; write a text, in quotes if it has special characters",
+        ),
         (
             "a billion laughs",
             laughs.into_bytes(),
-            "f.yaml:1:1: unknown field 'a0'; known fields are apiVersion, kind, metadata, spec",
+            "f.yaml:6:5: its aliases stand for more than 524288 values; write out what is meant",
         ),
         (
             "an alias to itself",
             b"a: &a [*a]\n".to_vec(),
             "f.yaml:1:1: unknown field 'a'; known fields are apiVersion, kind, metadata, spec",
+        ),
+    ]
+}
+
+/// Policies that are small to write and large to work with.
+fn multiplying() -> Vec<Case> {
+    let tenant = "apiVersion: pathwatch.dev/v1alpha1\nkind: PathPolicy\nmetadata: {name: p, namespace: shop}\n";
+    let braces = "{a,b}".repeat(6);
+    let exclude = lots(256, |n| format!("'/x{n}/{}{braces}'", vec!["?".repeat(200); 4].join("/")));
+    let exceptions = lots(64, |n| {
+        format!(
+            "{{executables: [/x], paths: [{}]}}",
+            lots(15, |m| format!("'/x{n}{m}/{}{braces}'", "?".repeat(200)))
+        )
+    });
+    let values = lots(9000, |n| format!("'/{n}'"));
+    vec![
+        (
+            "excludes",
+            format!("{tenant}spec: {{paths: [/a], exclude: [{exclude}]}}\n").into_bytes(),
+            "f.yaml:4:871: from here on the patterns, with their braces multiplied out, take more than 65536 bytes; split the policy",
+        ),
+        (
+            "paths of exceptions",
+            format!("{tenant}spec: {{paths: [/a], exceptions: [{exceptions}]}}\n").into_bytes(),
+            "f.yaml:4:1014: from here on the patterns, with their braces multiplied out, take more than 65536 bytes; split the policy",
+        ),
+        (
+            "aliases of lists",
+            format!(
+                "{HEAD}spec: {{paths: [/a], exceptions: [&e {{executables: [{values}]}}, {}]}}\n",
+                lots(9999, |_| "*e".to_owned())
+            )
+            .into_bytes(),
+            "f.yaml:4:33: its aliases stand for more than 524288 values; write out what is meant",
         ),
     ]
 }
@@ -380,7 +446,7 @@ fn malformed() -> Vec<Case> {
 #[test]
 fn hostile_files_get_a_clear_error_in_bounded_time_and_memory() {
     let mut wrong = Vec::new();
-    for (name, text, message) in [excessive(), malformed()].concat() {
+    for (name, text, message) in [excessive(), multiplying(), malformed()].concat() {
         let got = bounded(|| said_of(&text));
         if got != [message] {
             wrong.push(format!("{name}\n  {got:?}\n  {message:?}"));
@@ -394,6 +460,16 @@ fn hostile_files_get_a_clear_error_in_bounded_time_and_memory() {
         (messages.len(), messages[100].as_str()),
         (101, "f.yaml:1:1: 4900 more faults; mend those above first")
     );
+    // So are documents without end.
+    let bad = "---\n- x\n".repeat(100_000);
+    assert_eq!(bounded(|| said_of(bad.as_bytes())).len(), 101);
+    // Many by many are not compared for ever.
+    let many = format!(
+        "{HEAD}spec: {{paths: [{}], exclude: [{}]}}\n",
+        lots(9000, |n| format!("'/p/{n}'")),
+        lots(9000, |n| format!("'/q/{n}*'"))
+    );
+    assert_eq!(bounded(|| said_of(many.as_bytes())), Vec::<String>::new());
     // As many patterns as are allowed, with braces: loaded, and in time.
     let full = format!("{HEAD}spec: {{paths: [{}]}}\n", lots(10_000, |n| format!("'/d/{n}/{{a,b}}*'")));
     assert_eq!(bounded(|| said_of(full.as_bytes())), Vec::<String>::new());

@@ -30,11 +30,6 @@ fn a_bad_version_of_a_policy_leaves_the_last_good_one_in_force() {
     };
     for bad in ["spec: [", "", "\u{1}", &policy("a", "relative"), &policy("a", "/a").replace("paths", "path")] {
         let loaded = change("a.yaml", bad);
-        if bad.is_empty() {
-            assert_eq!(names(&loaded), ["b"], "an emptied file has no policy");
-            assert_eq!(names(&change("a.yaml", &policy("a", "/a"))), ["a", "b"]);
-            continue;
-        }
         assert_eq!((names(&loaded), loaded.stale.as_slice()), (vec!["a", "b"], &["a".to_owned()][..]), "{bad:?}");
         assert_eq!(loaded.set.policies[0].policy.spec.paths, ["/a"]);
         assert_eq!(said(&loaded, dir.path()).len(), 1, "{:?}", said(&loaded, dir.path()));
@@ -48,6 +43,38 @@ fn a_bad_version_of_a_policy_leaves_the_last_good_one_in_force() {
     assert!(directory.poll().is_err());
     fs::rename(dir.path().with_extension("away"), dir.path()).unwrap();
     assert!(directory.poll().unwrap().is_none());
+}
+
+#[test]
+fn what_is_bad_in_a_file_takes_nothing_else_with_it() {
+    let both = format!("{}---\n{}", policy("a", "/a"), policy("b", "/b"));
+    let dir = directory_of(&[("f.yaml", both.as_bytes()), ("g.yaml", policy("c", "/c").as_bytes())]);
+    let mut directory = open(dir.path());
+    assert_eq!(names(&directory.poll().unwrap().unwrap()), ["a", "b", "c"]);
+    let mut change = |text: &str| {
+        fs::write(dir.path().join("new"), text).unwrap();
+        fs::rename(dir.path().join("new"), dir.path().join("f.yaml")).unwrap();
+        let loaded = directory.poll().unwrap().unwrap();
+        let paths =
+            loaded.set.policies.iter().map(|policy| policy.policy.spec.paths[0].clone()).collect::<Vec<_>>();
+        (paths, loaded.stale)
+    };
+    let stale = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let paths = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    // A misspelt kind is no other policy; the one beside it is new.
+    let bad = format!(
+        "{}---\n{}",
+        policy("a", "/a").replace("ClusterPathPolicy", "ClusterPathPolcy"),
+        policy("b", "/new")
+    );
+    assert_eq!(change(&bad), (paths(&["/new", "/a", "/c"]), stale(&["a"])));
+    // Nor is one that has lost its name.
+    let bad = format!("{}---\n{}", policy("a", "/a").replace("name: a", "nam: a"), policy("b", "/newer"));
+    assert_eq!(change(&bad), (paths(&["/newer", "/a", "/c"]), stale(&["a"])));
+    // A link that leads nowhere is one bad file, and one that leads back is none.
+    std::os::unix::fs::symlink("/does/not/exist", dir.path().join("h.yaml")).unwrap();
+    std::os::unix::fs::symlink(dir.path(), dir.path().join("loop")).unwrap();
+    assert_eq!(change(&both), (paths(&["/a", "/b", "/c"]), vec![]));
 }
 
 #[test]
@@ -117,5 +144,29 @@ fn overrides_change_a_policy_and_those_that_name_nothing_are_told() {
     assert_eq!(
         said(&loaded, dir.path()),
         ["policies.overrides.c: warning: no policy is named 'c'; name one, or leave the override out"]
+    );
+}
+
+#[test]
+fn an_override_may_swallow_an_example_and_a_bad_one_takes_no_policy_with_it() {
+    let text = format!(
+        "{}spec: {{paths: [/a], examples: {{fires: [{{open: /a, by: /usr/bin/x}}]}}}}\n",
+        HEAD.replace("name: p", "name: a")
+    );
+    let dir = directory_of(&[("a.yaml", text.as_bytes())]);
+    let load = |yaml: &str| {
+        let changes = serde_yaml::from_str(yaml).unwrap();
+        Directory::new(vec![dir.path().to_path_buf()], changes, run_examples).poll().unwrap().unwrap()
+    };
+    let loaded = load("a: {exceptions: [{executables: [/usr/bin/x]}]}\n");
+    assert_eq!((names(&loaded), said(&loaded, dir.path())), (vec!["a"], vec![]));
+    assert_eq!(loaded.set.policies[0].policy.spec.exceptions.len(), 1);
+    let loaded = load("a: {severity: low, exceptions: [{executables: [x]}]}\n");
+    assert_eq!((names(&loaded), loaded.set.policies[0].overridden.len()), (vec!["a"], 0));
+    assert_eq!(
+        said(&loaded, dir.path()),
+        [
+            "policies.overrides.a: 'x' begins with neither / nor **/; write its full path; the policy is used without this override"
+        ]
     );
 }

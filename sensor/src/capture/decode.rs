@@ -78,6 +78,7 @@ impl Decoder {
             euid: Some(header.euid),
             user_ns: Some(header.user_ns),
             mount_ns: Some(header.mount_ns),
+            program: Some((header.exe_device, header.exe_inode)),
             comm: comm.to_vec().into(),
             call: Call::Open,
             flags: record.flags,

@@ -150,8 +150,6 @@ struct Reader {
     metrics: Arc<Metrics>,
     notices: Notices,
     events: mpsc::Sender<Observation>,
-    /// Records of processes were lost, and nobody has been told yet.
-    processes_lost: bool,
 }
 
 /// What was already accounted for.
@@ -185,18 +183,7 @@ impl Capture {
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen::default();
-        let reader = Reader {
-            attached,
-            ring,
-            losses,
-            sequences,
-            decoder,
-            seen,
-            metrics,
-            notices,
-            events,
-            processes_lost: false,
-        };
+        let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
         Ok((Self { programs, reader }, receiver))
     }
 
@@ -255,10 +242,6 @@ impl Reader {
                 () = stop.cancelled() => return false,
             };
             let Ok(room) = room else { return false };
-            if std::mem::take(&mut self.processes_lost) {
-                room.send(Observation::ProcessesLost);
-                continue;
-            }
             let Some(item) = self.ring.get_mut().next() else { return !self.events.is_closed() };
             if let Some(observation) = self.decoder.decode(&item) {
                 if matches!(observation, Observation::Open(_)) {
@@ -296,8 +279,7 @@ impl Reader {
             let new = growth(&self.losses, slot, seen)?;
             if new > 0 && slot / LOSSES >= OPEN_HOOKS {
                 self.metrics.processes_lost.add(new);
-                self.processes_lost = true;
-                let detail = format!("{new} records of processes were lost; they are read from /proc again");
+                let detail = format!("{new} records of processes were lost; no exception holds for those");
                 self.notices.add("capture", "processes_lost", new, detail);
             } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);

@@ -37,6 +37,8 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("USER_NAMESPACE_NS", "user_namespace", &["ns"]),
     ("MNT_NAMESPACE_NS", "mnt_namespace", &["ns"]),
     ("TASK_TGID", "task_struct", &["tgid"]),
+    ("TASK_MM", "task_struct", &["mm"]),
+    ("MM_EXE_FILE", "mm_struct", &["exe_file"]),
     ("BINPRM_FILE", "linux_binprm", &["file"]),
     ("NS_COMMON_INUM", "ns_common", &["inum"]),
     ("FILES_STRUCT_FDT", "files_struct", &["fdt"]),

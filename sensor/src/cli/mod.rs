@@ -16,7 +16,7 @@ use crate::{
     capture,
     config::{self, Config, LogFormat},
     matcher,
-    policy::{Directory, Errors, Loaded},
+    policy::{Directory, Errors, Loaded, shown},
 };
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
@@ -163,7 +163,8 @@ pub fn main() -> ExitCode {
 #[expect(clippy::print_stderr, reason = "the one place where errors reach a person")]
 fn complain(why: &anyhow::Error) {
     for line in format!("{why:#}").lines() {
-        eprintln!("pathwatch: {line}");
+        // Names of files and fields are their authors' choice.
+        eprintln!("pathwatch: {}", shown(line));
     }
 }
 

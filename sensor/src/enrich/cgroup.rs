@@ -76,6 +76,11 @@ fn path_of(table: &[u8]) -> Option<(&[u8], bool)> {
 /// The container that a cgroup's path names: the innermost component that holds a full id of 64 hexadecimal digits.
 pub(super) fn container(path: &[u8]) -> Option<Container> {
     let mut components = path.split(|b| *b == b'/');
+    // What systemd lets users arrange as they like, names included.
+    let users = |name: &[u8]| name == b"user.slice" || name.starts_with(b"user@") || name.starts_with(b"user-");
+    if components.clone().any(users) {
+        return None;
+    }
     let id = components.by_ref().rev().find_map(container_id)?.to_owned();
     let pod_uid = components.rev().find_map(pod_uid);
     Some(Container { id, pod_uid, name: None, image: None })
@@ -160,6 +165,7 @@ mod tests {
             "/",
             "/user.slice/user-0.slice",
             "/init.scope",
+            "/user.slice/user-1000.slice/user@1000.service/app.slice/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
             "/crio-conmon-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope",
         ] {
             assert_eq!(container(path.as_bytes()), None, "{path}");

@@ -5,13 +5,12 @@ mod cgroup;
 mod process;
 mod roots;
 mod trust;
-mod user;
 
 use std::{sync::Arc, time::Instant};
 
 use tokio::sync::{mpsc, watch};
 
-use self::{cgroup::Cgroups, process::Processes, roots::Roots, user::Users};
+use self::{cgroup::Cgroups, process::Processes, roots::Roots};
 use crate::{
     event::{Enriched, Enrichment, Event, Owner, Program},
     metrics::Metrics,
@@ -20,6 +19,9 @@ use crate::{
     policy::PolicySet,
 };
 
+/// Inode of the initial user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
+const INITIAL_USER_NAMESPACE: u32 = 0xEFFF_FFFD;
+
 /// Events between enrich and the matcher.
 const QUEUE: usize = 4096;
 
@@ -27,7 +29,6 @@ const QUEUE: usize = 4096;
 pub struct Enrich {
     processes: Processes,
     cgroups: Cgroups,
-    users: Users,
     roots: Roots,
     policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
@@ -44,26 +45,25 @@ impl Enrich {
         notices: Notices,
     ) -> (Self, mpsc::Receiver<Enriched>) {
         let (enriched, receiver) = mpsc::channel(QUEUE);
-        let (processes, cgroups, users) = (Processes::default(), Cgroups::default(), Users::default());
+        let (processes, cgroups) = (Processes::default(), Cgroups::default());
         let roots = Roots::new(notices);
-        (Self { processes, cgroups, users, roots, policies, metrics, observations, enriched }, receiver)
+        (Self { processes, cgroups, roots, policies, metrics, observations, enriched }, receiver)
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
     pub fn run(mut self) {
+        // Those that are there before any report; the kernel reports already, so none is missed in between.
+        self.processes.seed();
         while let Some(observation) = self.observations.blocking_recv() {
             let event = match observation {
                 Observation::Open(event) => event,
                 Observation::Exec(exec) => {
-                    self.processes.executed(&exec);
+                    let policies = self.policies.borrow().clone();
+                    self.processes.executed(&exec, &policies);
                     continue;
                 }
                 Observation::Fork(fork) => {
                     self.processes.forked(&fork);
-                    continue;
-                }
-                Observation::ProcessesLost => {
-                    self.processes.forget();
                     continue;
                 }
             };
@@ -95,7 +95,8 @@ impl Enrich {
         Enriched {
             process: program,
             ancestors,
-            user: self.users.look_up(event.pid, event.euid, event.user_ns),
+            // In a user namespace anybody can be any user.
+            user: event.euid.filter(|_| event.user_ns == Some(INITIAL_USER_NAMESPACE)),
             // What the host opens is its own; of a container's files it is not known yet.
             owner: (cgroup.is_some() && container.is_none()).then_some(Owner::Own),
             container,

@@ -11,6 +11,7 @@ use std::{
         fd::{AsFd as _, AsRawFd as _},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
+    path::Path,
     sync::{Arc, Mutex, PoisonError},
     time::{Duration, Instant},
 };
@@ -22,6 +23,8 @@ use crate::{event::Name, notice::Notices, policy::PolicySet};
 
 /// When what was found is looked up anew.
 const REFRESH: Duration = Duration::from_secs(30);
+/// When a root of which no process was left is looked at again.
+const RETRY: Duration = Duration::from_secs(1);
 /// When a look-up that has not come back is taken for one that hangs.
 const DEADLINE: Duration = Duration::from_secs(5);
 /// Most look-ups at one time, those that hang left out.
@@ -93,6 +96,7 @@ impl Roots {
             }
             let links = known.get(&namespace).map(|root| root.links.clone()).unwrap_or_default();
             known.insert(namespace, Root { links, policies: policies.clone(), since: now, busy: true });
+            drop(known);
             self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
         }
         found
@@ -100,19 +104,31 @@ impl Roots {
 
     fn start(&self, namespace: u64, lineage: Vec<u32>, policies: Arc<PolicySet>) {
         let known = self.known.clone();
-        std::thread::spawn(move || {
-            let member = lineage.into_iter().find(|pid| mount_namespace(*pid) == Some(namespace));
+        let work = move || {
+            // A process in a chroot would show its own root for that of all.
+            let whole = |pid: &u32| {
+                mount_namespace(*pid) == Some(namespace)
+                    && fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|root| root == Path::new("/"))
+            };
+            let member = lineage.into_iter().find(whole);
             let links = member.and_then(|pid| resolve(pid, &policies));
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(root) = known.get_mut(&namespace) {
                 root.busy = false;
-                // A process that ended meanwhile had no root to look at; what was known before is still the best.
+                // A process that ended meanwhile had no root to look at; what was known before is still the best, and
+                // another process will do in a while.
                 match links {
                     Some(links) => root.links = Arc::new(links),
-                    None => root.since -= REFRESH,
+                    None => root.since = root.since.checked_sub(REFRESH - RETRY).unwrap_or(root.since),
                 }
             }
-        });
+        };
+        // Whoever takes all the pids that there are must not end the sensor.
+        if let Err(why) = std::thread::Builder::new().name("roots".to_owned()).spawn(work) {
+            self.notices.add("enrich", "root_unresolved", 1, format!("no thread to resolve links: {why}"));
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            known.remove(&namespace);
+        }
     }
 }
 
@@ -124,12 +140,12 @@ fn resolve(pid: u32, policies: &PolicySet) -> Option<Links> {
     for literal in policies.literals() {
         // Most do not exist. The kernel follows 40 links at most, and none out of the root.
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
-        let path = OsStr::from_bytes(&literal);
+        let path = OsStr::from_bytes(literal);
         let Ok(file) = openat2(root.as_fd(), path, flags, Mode::empty(), resolve) else { continue };
         let Ok(real) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { continue };
         let real = real.into_os_string().into_vec();
-        if real != literal {
-            links.entry(real).or_default().push(literal.into());
+        if real != *literal {
+            links.entry(real).or_default().push(literal.clone().into());
         }
     }
     Some(links)

@@ -7,7 +7,6 @@ use std::{
         fd::OwnedFd,
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
     },
-    path::Path,
     sync::OnceLock,
 };
 
@@ -112,11 +111,11 @@ fn find(pid: u32, path: &[u8], more: ResolveFlags) -> rustix::io::Result<OwnedFd
 ///
 /// The runtime, which is root's, has made its root; those below it may have made roots of their own.
 fn entry_of_container(lineage: &[u32]) -> Option<u32> {
-    let host = mount_namespace(host())?;
+    let outside = mount_namespace(host())?;
     // The nearest that still lives.
     let (mut entry, mut namespace) = lineage.iter().find_map(|pid| Some((*pid, mount_namespace(*pid)?)))?;
     for _ in 0..GENERATIONS {
-        if namespace == host {
+        if namespace == outside {
             return None;
         }
         let parent = super::process::parent_of(entry)?;
@@ -125,11 +124,13 @@ fn entry_of_container(lineage: &[u32]) -> Option<u32> {
             return None;
         }
         namespace = mount_namespace(parent)?;
-        if namespace == host {
-            // The runtime runs as root; a user who unshares namespaces is no runtime, however the cgroup is called.
+        if namespace == outside {
+            // The runtime runs as root, and has not given the container a user namespace: in one of its own, the
+            // first process could have made another root after that.
             let table = fs::read(format!("/proc/{entry}/cgroup")).ok()?;
             let root = fs::metadata(format!("/proc/{parent}")).ok()?.uid() == 0;
-            return (root && cgroup::is_in_container(&table)).then_some(entry);
+            let own = namespace_of(entry, "user")? != namespace_of(host(), "user")?;
+            return (root && !own && cgroup::is_in_container(&table)).then_some(entry);
         }
         entry = parent;
     }
@@ -138,7 +139,11 @@ fn entry_of_container(lineage: &[u32]) -> Option<u32> {
 
 /// Inode of a process's mount namespace.
 pub(super) fn mount_namespace(pid: u32) -> Option<u64> {
-    fs::metadata(Path::new("/proc").join(pid.to_string()).join("ns/mnt")).ok().map(|found| found.ino())
+    namespace_of(pid, "mnt")
+}
+
+fn namespace_of(pid: u32, kind: &str) -> Option<u64> {
+    fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|found| found.ino())
 }
 
 /// The layer of an overlay that is written to.

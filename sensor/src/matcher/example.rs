@@ -159,6 +159,7 @@ fn access(example: &Example) -> Event {
         euid: example.user,
         user_ns: None,
         mount_ns: None,
+        program: None,
         comm: Name::default(),
         call: if operation == Operation::Truncate { Call::Truncate } else { call },
         flags: flags_of(operation),

@@ -19,8 +19,8 @@ struct Sight<'a> {
     operations: Vec<Operation>,
 }
 
-/// A pattern of a policy that a view matches, by its place in the policy.
-type Hit = (View, u32);
+/// A pattern of a policy that a view matches, by its place in the policy; and the place of the sight.
+type Hit = (View, u32, usize);
 
 /// What became of one policy on one event.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -105,11 +105,20 @@ fn hits(event: &Enriched, set: &PolicySet, sights: &[Sight<'_>]) -> Vec<(u32, Hi
         None => Namespace::Unknown,
     };
     let mut hits = Vec::new();
-    for sight in sights {
+    for (at, sight) in sights.iter().enumerate() {
         for name in &sight.names {
-            set.matches(name, namespace, |policy, pattern| hits.push((policy, (sight.view, pattern))));
+            set.matches(name, namespace, |policy, pattern| hits.push((policy, (sight.view, pattern, at))));
         }
     }
+    // What a literal leads to is its own policy's business: no other's pattern may see the file by that name.
+    hits.retain(|(policy, (view, pattern, at))| {
+        let own = || {
+            let glob = set.policies.get(*policy as usize)?.paths.get(*pattern as usize)?;
+            let name = sights.get(*at)?.names.first()?;
+            Some(glob.literals()?.iter().any(|literal| literal.as_slice() == name.as_ref()))
+        };
+        *view != View::Identity || own().unwrap_or(false)
+    });
     hits
 }
 
@@ -131,10 +140,12 @@ fn sights(enriched: &Enriched) -> Vec<Sight<'_>> {
         own.into_iter().chain([target]).filter_map(|(view, name, operations)| Some((view, name?, operations)));
     let mut sights: Vec<_> =
         named.map(|(view, name, operations)| Sight { view, names: names(name.as_bytes()), operations }).collect();
-    if !enriched.known_as.is_empty() {
-        let names = enriched.known_as.iter().flat_map(|name| names(name.as_bytes())).collect();
-        sights.push(Sight { view: View::Identity, names, operations });
-    }
+    let known = enriched.known_as.iter().map(|name| Sight {
+        view: View::Identity,
+        names: vec![Cow::Borrowed(name.as_bytes())],
+        operations: operations.clone(),
+    });
+    sights.extend(known);
     sights
 }
 
@@ -151,8 +162,8 @@ fn judge(enriched: &Enriched, policy: &Compiled, sights: &[Sight<'_>], hits: &[H
         return Verdict::Result;
     }
     let mut verdict = Verdict::Path;
-    for (view, pattern) in hits {
-        let Some(sight) = sights.iter().find(|sight| sight.view == *view) else { continue };
+    for (view, pattern, at) in hits {
+        let Some(sight) = sights.get(*at) else { continue };
         // Kept if no other view fires: the preferred one says most.
         let this = if !sight.operations.iter().any(|operation| spec.operations.contains(operation)) {
             Verdict::Operation(*view, *pattern)
@@ -222,7 +233,7 @@ fn on_host(event: &Enriched) -> bool {
 /// Whether the policy speaks of this file, seen so.
 fn owned(event: &Enriched, policy: &Compiled, view: View) -> bool {
     // Where a file of the host lives is no business of a namespace's author.
-    if view == View::Home && event.owner == Some(Owner::Host) && policy.policy.kind == Kind::PathPolicy {
+    if view == View::Home && event.owner != Some(Owner::Own) && policy.policy.kind == Kind::PathPolicy {
         return false;
     }
     match (policy.policy.spec.files.unwrap_or_default(), event.owner) {

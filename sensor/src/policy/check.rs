@@ -14,6 +14,13 @@ const DESCRIPTION_LIMIT: usize = 4096;
 const PATTERNS_LIMIT: usize = 10_000;
 /// Most bytes of all patterns of a policy together, braces multiplied out.
 const EXPANDED_LIMIT: usize = 1 << 20;
+/// Patterns without braces that `globs` stand for.
+pub(super) fn comparisons<'a>(globs: impl Iterator<Item = &'a Glob>) -> usize {
+    globs.map(|glob| glob.alternatives().len()).sum()
+}
+
+/// Most pairs of patterns that are compared.
+pub(super) const COMPARISONS_LIMIT: usize = 1 << 17;
 /// Longest window of repeats.
 const WINDOW_LIMIT: Duration = Duration::from_secs(86_400);
 
@@ -59,13 +66,49 @@ pub(super) fn sizes(policy: &Policy) -> Vec<Fault> {
             Fault::error(field, format!("{count} {what}; a {kind:?} may have {limit}"), "split the policy")
         })
         .collect();
-    if tenant {
-        for (at, text) in spec.paths.iter().enumerate().filter(|(_, text)| text.len() > quota::PATTERN) {
-            let message = format!("a pattern of {} bytes; a PathPolicy's may have {}", text.len(), quota::PATTERN);
-            faults.push(Fault::error(format!("spec.paths[{at}]"), message, "shorten it with a wildcard"));
-        }
+    if faults.is_empty() {
+        faults.extend(patterns_size(policy, tenant));
     }
     faults
+}
+
+/// Every list of patterns of a policy, by its field.
+fn lists_of_patterns(spec: &Spec) -> Vec<(String, &[String])> {
+    let mut lists =
+        vec![("spec.paths".to_owned(), spec.paths.as_slice()), ("spec.exclude".to_owned(), &spec.exclude)];
+    for (at, exception) in spec.exceptions.iter().enumerate() {
+        let field = |name: &str| format!("spec.exceptions[{at}].{name}");
+        lists.extend([
+            (field("executables"), exception.executables.as_slice()),
+            (field("scripts"), &exception.scripts),
+            (field("ancestors"), &exception.ancestors),
+            (field("paths"), &exception.paths),
+        ]);
+    }
+    lists
+}
+
+/// What the patterns of a policy take together, counted one by one so that too many are never there at a time.
+fn patterns_size(policy: &Policy, tenant: bool) -> Option<Fault> {
+    let limit = if tenant { quota::EXPANDED } else { EXPANDED_LIMIT };
+    let mut expanded = 0;
+    for (field, texts) in lists_of_patterns(&policy.spec) {
+        for (at, text) in texts.iter().enumerate() {
+            if tenant && text.len() > quota::PATTERN {
+                let message =
+                    format!("a pattern of {} bytes; a PathPolicy's may have {}", text.len(), quota::PATTERN);
+                return Some(Fault::error(format!("{field}[{at}]"), message, "shorten it with a wildcard"));
+            }
+            expanded += Glob::parse(text).map_or(0, |glob| glob.expanded_len());
+            if expanded > limit {
+                let message = format!(
+                    "from here on the patterns, with their braces multiplied out, take more than {limit} bytes"
+                );
+                return Some(Fault::error(format!("{field}[{at}]"), message, "split the policy"));
+            }
+        }
+    }
+    None
 }
 
 /// Everything else that is wrong with `policy`, whose `spec.paths` are `paths`, as far as they could be parsed.
@@ -83,6 +126,7 @@ pub(super) fn faults(policy: &Policy, paths: &[Glob]) -> Vec<Fault> {
     faults.extend(rates(spec));
     faults.extend(reach(policy, paths));
     faults.extend(exception::faults(spec, paths));
+    faults.extend(images(spec));
     faults.extend(super::example::faults(&spec.examples));
     faults
 }
@@ -165,6 +209,10 @@ fn kind(policy: &Policy, paths: &[Glob]) -> Vec<Fault> {
         let message = "a PathPolicy may be 'high' at most";
         faults.push(Fault::error("spec.severity", message, "'critical' is for ClusterPathPolicies"));
     }
+    for (at, _) in paths.iter().enumerate().filter(|(_, glob)| glob.any_components() > 2) {
+        let message = "a PathPolicy's pattern with more than two **";
+        faults.push(Fault::error(format!("spec.paths[{at}]"), message, "write * for the directories in between"));
+    }
     for (at, _) in paths.iter().enumerate().filter(|(_, glob)| glob.decided() == Decided::User) {
         let message = "a PathPolicy's pattern needs a directory it begins with, or a file name or extension";
         faults.push(Fault::error(
@@ -172,6 +220,39 @@ fn kind(policy: &Policy, paths: &[Glob]) -> Vec<Fault> {
             message,
             "write '/dir/**', '**/name' or '**/*.ext'",
         ));
+    }
+    faults
+}
+
+/// Images by names that no container has: the runtime's are fully qualified, and tag and digest are kept apart.
+fn images(spec: &Spec) -> Vec<Fault> {
+    let selector = spec
+        .container_selector
+        .iter()
+        .map(|selector| ("spec.containerSelector.images".to_owned(), &selector.images));
+    let exceptions = spec.exceptions.iter().enumerate();
+    let exceptions =
+        exceptions.map(|(at, exception)| (format!("spec.exceptions[{at}].images"), &exception.images));
+    let mut faults = Vec::new();
+    for (field, texts) in selector.chain(exceptions) {
+        for (at, text) in texts.iter().enumerate() {
+            let shown = super::diagnostic::shortened(text);
+            let (registry, name) = text.split_once('/').unwrap_or(("", text));
+            let qualified = registry.contains(['.', ':', '*', '?', '[', '{'])
+                || registry == "localhost"
+                || text.starts_with('*');
+            let fault = if text.contains('@') || name.contains(':') {
+                (format!("'{shown}' has a tag or digest and can never match"), "write the image without")
+            } else if !qualified {
+                (
+                    format!("'{shown}' has no registry and can never match"),
+                    "write it in full, as in 'docker.io/library/nginx'",
+                )
+            } else {
+                continue;
+            };
+            faults.push(Fault::error(format!("{field}[{at}]"), fault.0, fault.1));
+        }
     }
     faults
 }
@@ -244,15 +325,10 @@ fn rates(spec: &Spec) -> Vec<Fault> {
 fn reach(policy: &Policy, paths: &[Glob]) -> Vec<Fault> {
     let spec = &policy.spec;
     let mut faults = Vec::new();
-    let limit = if policy.kind == Kind::PathPolicy { quota::EXPANDED } else { EXPANDED_LIMIT };
-    let expanded: usize = paths.iter().map(Glob::expanded_len).sum();
-    if expanded > limit {
-        let message =
-            format!("the patterns have {expanded} bytes with their braces multiplied out; {limit} are allowed");
-        faults.push(Fault::error("spec.paths", message, "split the policy"));
-        return faults;
-    }
-    let excluded: Vec<Glob> = spec.exclude.iter().filter_map(|text| Glob::parse(text).ok()).collect();
+    // Of thousands by thousands nobody is told which one is idle.
+    let few = comparisons(paths.iter()) * spec.exclude.len() <= COMPARISONS_LIMIT;
+    let excluded: Vec<Glob> =
+        spec.exclude.iter().filter(|_| few).filter_map(|text| Glob::parse(text).ok()).collect();
     for (at, (glob, text)) in paths.iter().zip(&spec.paths).enumerate() {
         let field = format!("spec.paths[{at}]");
         let text = super::diagnostic::shortened(text);
@@ -260,6 +336,9 @@ fn reach(policy: &Policy, paths: &[Glob]) -> Vec<Fault> {
             let by = super::diagnostic::shortened(by);
             let message = format!("'{text}' can never match: exclude '{by}' takes all of it out");
             faults.push(Fault::error(field, message, "leave one of them out"));
+        } else if ["/proc/self/", "/proc/thread-self/"].iter().any(|link| text.starts_with(link)) {
+            let message = format!("'{text}' can never match: to the kernel it is the directory of some process");
+            faults.push(Fault::error(field, message, "write '/proc/*/…'"));
         } else if glob.decided() == Decided::User && policy.kind == Kind::ClusterPathPolicy {
             let message =
                 format!("nothing in '{text}' narrows the search, so every open on the node comes to user space");

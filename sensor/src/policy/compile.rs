@@ -1,6 +1,6 @@
 //! Policies made ready to be asked about every event.
 use std::{
-    collections::{BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap, HashSet},
     sync::Arc,
 };
 
@@ -135,6 +135,15 @@ impl Faults {
         if texts.is_empty() { None } else { self.keep(Patterns::compile(field, texts)) }
     }
 
+    /// The same for programs, of which a name in any directory is refused.
+    fn programs(&mut self, field: &str, texts: &[String]) -> Option<Patterns> {
+        let known = self.0.len();
+        let patterns = self.patterns(field, texts);
+        let new = self.0.iter_mut().skip(known).filter(|fault| fault.help.contains("for any directory"));
+        new.for_each(|fault| "write its full path".clone_into(&mut fault.help));
+        patterns
+    }
+
     /// The same for names of containers and images.
     fn names(&mut self, field: &str, texts: &[String]) -> Option<Patterns> {
         if texts.is_empty() { None } else { self.keep(Patterns::compile_names(field, texts)) }
@@ -158,9 +167,9 @@ impl Compiled {
         let exceptions = spec.exceptions.iter().enumerate().map(|(at, exception)| {
             let field = |name: &str| format!("spec.exceptions[{at}].{name}");
             Exempt {
-                executables: faults.patterns(&field("executables"), &exception.executables),
-                scripts: faults.patterns(&field("scripts"), &exception.scripts),
-                ancestors: faults.patterns(&field("ancestors"), &exception.ancestors),
+                executables: faults.programs(&field("executables"), &exception.executables),
+                scripts: faults.programs(&field("scripts"), &exception.scripts),
+                ancestors: faults.programs(&field("ancestors"), &exception.ancestors),
                 users: (!exception.users.is_empty()).then(|| exception.users.clone()),
                 images: faults.names(&field("images"), &exception.images),
                 paths: faults.patterns(&field("paths"), &exception.paths),
@@ -244,8 +253,11 @@ pub struct PolicySet {
     cluster: Trie<PatternId>,
     /// Patterns of PathPolicies by namespace: what one namespace writes costs the others nothing.
     namespaces: HashMap<String, Trie<PatternId>>,
-    /// Exceptions that ask for the sum of a program.
-    summed: Vec<(Arc<Compiled>, usize)>,
+    literals: BTreeSet<Vec<u8>>,
+    /// Programs that some exception names.
+    programs: Trie<()>,
+    /// Programs of which some exception asks for the sum.
+    summed: HashSet<Vec<u8>>,
 }
 
 impl PolicySet {
@@ -261,11 +273,26 @@ impl PolicySet {
                 Kind::PathPolicy => set.namespaces.entry(namespace).or_default(),
             };
             policy.paths.iter().zip(0..).for_each(|(glob, pattern)| trie.insert(glob, (id, pattern)));
-            let summed = policy.exceptions.iter().enumerate().filter(|(_, exception)| exception.sha256.is_some());
-            set.summed.extend(summed.map(|(at, _)| (policy.clone(), at)));
+            set.add_programs(&policy);
+            if policy.policy.kind == Kind::ClusterPathPolicy {
+                set.literals.extend(policy.paths.iter().filter_map(Glob::literals).flatten());
+            }
             set.policies.push(policy.clone());
         }
         set
+    }
+
+    /// Notes what must be known of which programs.
+    fn add_programs(&mut self, policy: &Compiled) {
+        for exception in &policy.policy.spec.exceptions {
+            let named = [&exception.executables, &exception.scripts, &exception.ancestors];
+            let globs =
+                |texts: &[String]| texts.iter().filter_map(|text| Glob::parse(text).ok()).collect::<Vec<_>>();
+            named.into_iter().flat_map(|texts| globs(texts)).for_each(|glob| self.programs.insert(&glob, ()));
+            if !exception.sha256.is_empty() {
+                self.summed.extend(globs(&exception.executables).iter().filter_map(Glob::literals).flatten());
+            }
+        }
     }
 
     /// Calls `found` with policy and pattern, by their places, for every pattern that matches `path` and may apply to
@@ -280,17 +307,25 @@ impl PolicySet {
         }
     }
 
-    /// The literal paths of all policies, each once: what may be a symbolic link.
-    #[must_use]
-    pub fn literals(&self) -> BTreeSet<Vec<u8>> {
-        self.policies.iter().flat_map(|policy| &policy.paths).filter_map(Glob::literals).flatten().collect()
+    /// The literal paths of ClusterPathPolicies, each once: what may be a symbolic link.
+    pub fn literals(&self) -> &BTreeSet<Vec<u8>> {
+        &self.literals
     }
 
-    /// True if some exception asks for the sum of a program at `executable`.
+    /// True if some exception names the program at `path`, by that name or by its other one where /usr is merged.
+    #[must_use]
+    pub fn excepts(&self, path: &[u8]) -> bool {
+        let mut found = false;
+        self.programs.matches(path, |()| found = true);
+        super::alias::of_same_directories(path)
+            .iter()
+            .for_each(|name| self.programs.matches(name, |()| found = true));
+        found
+    }
+
+    /// True if some exception asks for the sum of the program at `executable`.
     #[must_use]
     pub fn wants_sum(&self, executable: &[u8]) -> bool {
-        let programs =
-            self.summed.iter().filter_map(|(policy, at)| policy.exceptions.get(*at)?.executables.as_ref());
-        programs.into_iter().any(|programs| programs.matches_program(executable))
+        self.summed.contains(executable)
     }
 }

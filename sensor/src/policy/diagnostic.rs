@@ -70,7 +70,7 @@ impl fmt::Display for Diagnostic {
         let Fault { level, message, help, .. } = &self.fault;
         let level = if *level == Level::Warning { "warning: " } else { "" };
         let place = if self.line == 0 { String::new() } else { format!("{}:{}:", self.line, self.column) };
-        write!(f, "{}:{place} {level}{}; {}", self.file, shown(message), shown(help))
+        write!(f, "{}:{place} {level}{}; {}", shown(&self.file), shown(message), shown(help))
     }
 }
 

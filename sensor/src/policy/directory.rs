@@ -1,6 +1,6 @@
 //! Policies from a directory of YAML files, read again when it changes.
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Compiled, Diagnostic, Errors, Exception, Fault, Kind, Level, Policy, PolicySet, Severity,
-    parse::{self, Document, Key},
+    parse::{self, Key},
 };
 
 /// Largest file that is read, in bytes: far beyond any sensible policy, small enough to parse in an instant.
@@ -136,7 +136,7 @@ impl Directory {
     fn list(&self) -> Result<Vec<Stamp>, Errors> {
         let mut stamps = Vec::new();
         for path in &self.paths {
-            if let Err((at, why)) = list(path, 0, &mut stamps) {
+            if let Err((at, why)) = list(path, 0, &mut HashSet::new(), &mut stamps) {
                 let remedy =
                     if at == *path { "; name another with --policies DIR or policies.directory" } else { "" };
                 return Err(Errors(format!("cannot read the policies in {}: {why}{remedy}", at.display())));
@@ -150,10 +150,13 @@ impl Directory {
     }
 
     fn load(&mut self, files: Vec<(PathBuf, Result<String, Fault>)>) -> Loaded {
-        let mut loading = Loading { overrides: self.overrides.keys().collect(), ..Loading::new(self) };
+        let mut loading = Loading::new(self);
         for (path, text) in &files {
             loading.file(path, text);
         }
+        loading.keep_last_good();
+        // In the order of the files again.
+        loading.found.sort_by(|(_, one, _), (_, other, _)| one.cmp(other));
         for name in std::mem::take(&mut loading.overrides) {
             let fault =
                 Fault::warning("", format!("no policy is named '{name}'"), "name one, or leave the override out");
@@ -176,17 +179,20 @@ struct Loading<'a> {
     found: Vec<(Key, PathBuf, Arc<Compiled>)>,
     diagnostics: Vec<Diagnostic>,
     stale: Vec<String>,
+    /// Policies that are bad now.
+    wanted: Vec<Key>,
 }
 
 impl<'a> Loading<'a> {
     fn new(directory: &'a Directory) -> Self {
         Self {
             directory,
-            overrides: BTreeSet::new(),
+            overrides: directory.overrides.keys().collect(),
             seen: HashMap::new(),
             found: Vec::new(),
             diagnostics: Vec::new(),
             stale: Vec::new(),
+            wanted: Vec::new(),
         }
     }
 
@@ -203,23 +209,29 @@ impl<'a> Loading<'a> {
                 return self.keep_all_of(path);
             }
         };
+        // An editor that has cut a file and not written it yet; to take policies away, one deletes it.
+        if text.as_ref().is_ok_and(|text| text.trim().is_empty()) && self.has_good(path) {
+            let fault = Fault::error("", "the file is empty", "delete it if its policies are no longer wanted");
+            self.diagnostics.push(without_place(&name, fault));
+            return self.keep_all_of(path);
+        }
         for document in file.documents() {
             let outcome = match &document.policy {
-                Ok(policy) => self
-                    .compile(policy.clone(), &document, &name)
-                    .map_err(|faults| file.diagnose(&document, faults)),
+                Ok(policy) => {
+                    self.compile(policy.clone(), &name).map_err(|faults| file.diagnose(&document, faults))
+                }
                 Err(diagnostics) => Err(diagnostics.clone()),
             };
-            match (outcome, &document.key) {
-                (Ok(policy), Some(key)) => {
+            match outcome {
+                Ok(policy) => {
                     self.diagnostics.extend(file.diagnose(&document, policy.warnings.clone()));
-                    self.found.push((key.clone(), path.to_path_buf(), policy));
+                    self.found.push((parse::key_of(&policy.policy), path.to_path_buf(), policy));
                 }
-                (Ok(_), None) => {}
-                (Err(diagnostics), key) => {
+                Err(diagnostics) => {
                     self.diagnostics.extend(diagnostics);
-                    match key {
-                        Some(key) => self.keep(key),
+                    match document.key.clone().filter(|key| self.directory.good.contains_key(key)) {
+                        Some(key) => self.wanted.push(key),
+                        // Which of those that were in this file it was cannot be told.
                         None => self.keep_all_of(path),
                     }
                 }
@@ -227,29 +239,39 @@ impl<'a> Loading<'a> {
         }
     }
 
-    fn compile(
-        &mut self,
-        mut policy: Policy,
-        document: &Document,
-        file: &str,
-    ) -> Result<Arc<Compiled>, Vec<Fault>> {
-        if let Some(key) = &document.key {
-            if let Some(other) = self.seen.get(key) {
-                let message = format!("a policy named '{}' is already in {other}", key.2);
-                return Err(vec![Fault::error("metadata.name", message, "rename one")]);
-            }
-            self.seen.insert(key.clone(), file.to_owned());
+    fn compile(&mut self, mut policy: Policy, file: &str) -> Result<Arc<Compiled>, Vec<Fault>> {
+        let key = parse::key_of(&policy);
+        if let Some(other) = self.seen.get(&key) {
+            let message = format!("a policy named '{}' is already in {other}", key.2);
+            return Err(vec![Fault::error("metadata.name", message, "rename one")]);
         }
+        self.seen.insert(key, file.to_owned());
         self.quota(&policy)?;
         let full_name = match &policy.metadata.namespace {
             Some(namespace) => format!("{namespace}/{}", policy.metadata.name),
             None => policy.metadata.name.clone(),
         };
-        let overridden = self.directory.overrides.get(&full_name).map(|change| change.apply(&mut policy));
-        self.overrides.retain(|name| **name != full_name);
-        let compiled = Arc::new(Compiled::new(policy, file.to_owned(), overridden.unwrap_or_default())?);
+        let compiled = Arc::new(Compiled::new(policy.clone(), file.to_owned(), vec![])?);
+        // Held to its examples as its author wrote it: an override may well change what they show.
         let faults = (self.directory.judge)(&compiled);
-        if faults.is_empty() { Ok(compiled) } else { Err(faults) }
+        if !faults.is_empty() {
+            return Err(faults);
+        }
+        let Some(change) = self.directory.overrides.get(&full_name) else { return Ok(compiled) };
+        self.overrides.retain(|name| **name != full_name);
+        let overridden = change.apply(&mut policy);
+        match Compiled::new(policy, file.to_owned(), overridden) {
+            Ok(changed) => Ok(Arc::new(changed)),
+            Err(faults) => {
+                let place = format!("policies.overrides.{full_name}");
+                let unused = |mut fault: Fault| {
+                    fault.help += "; the policy is used without this override";
+                    without_place(&place, fault)
+                };
+                self.diagnostics.extend(faults.into_iter().map(unused));
+                Ok(compiled)
+            }
+        }
     }
 
     /// Anybody with rights in a namespace may write PathPolicies: there is a limit to how many.
@@ -273,24 +295,28 @@ impl<'a> Loading<'a> {
         Err(vec![Fault::error("metadata.name", message, "delete one, or write several patterns into one policy")])
     }
 
-    /// Keeps the last good version of a policy that is bad now.
-    fn keep(&mut self, key: &Key) {
-        if let Some((path, policy)) = self.directory.good.get(key)
-            && self.found.iter().all(|(found, ..)| found != key)
-        {
-            self.stale.push(policy.full_name());
-            self.found.push((key.clone(), path.clone(), policy.clone()));
+    /// Keeps the last good version of each policy that is bad now and has no good one anywhere.
+    fn keep_last_good(&mut self) {
+        for key in std::mem::take(&mut self.wanted) {
+            if let Some((path, policy)) = self.directory.good.get(&key)
+                && self.found.iter().all(|(found, ..)| *found != key)
+            {
+                self.stale.push(policy.full_name());
+                self.found.push((key, path.clone(), policy.clone()));
+            }
         }
+    }
+
+    fn has_good(&self, path: &Path) -> bool {
+        self.directory.good.values().any(|(from, _)| from == path)
     }
 
     /// Keeps all that came from a file of which it cannot be told what is in it now.
     fn keep_all_of(&mut self, path: &Path) {
-        let mut keys: Vec<&Key> =
-            self.directory.good.iter().filter(|(_, (from, _))| from == path).map(|(key, _)| key).collect();
+        let mut keys: Vec<Key> =
+            self.directory.good.iter().filter(|(_, (from, _))| from == path).map(|(key, _)| key.clone()).collect();
         keys.sort();
-        for key in keys {
-            self.keep(key);
-        }
+        self.wanted.extend(keys);
     }
 }
 
@@ -299,28 +325,35 @@ fn without_place(file: &str, fault: Fault) -> Diagnostic {
     Diagnostic { file: file.to_owned(), line: 0, column: 0, policy: None, text: None, fault, source: None }
 }
 
-fn list(path: &Path, depth: usize, stamps: &mut Vec<Stamp>) -> Result<(), (PathBuf, io::Error)> {
+fn list(
+    path: &Path,
+    depth: usize,
+    seen: &mut HashSet<(u64, u64)>,
+    stamps: &mut Vec<Stamp>,
+) -> Result<(), (PathBuf, io::Error)> {
     let at = |why| (path.to_path_buf(), why);
     let found = fs::metadata(path).map_err(at)?;
-    if found.is_dir() {
-        for entry in fs::read_dir(path).map_err(at)? {
-            let entry = entry.map_err(at)?.path();
-            let name = entry.file_name().unwrap_or_default().as_encoded_bytes();
-            // Hidden: editors' leftovers, and the directories behind a mounted ConfigMap's links.
-            let hidden = name.first() == Some(&b'.');
-            let yaml = matches!(entry.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml"));
-            if !hidden && depth < DEPTH_LIMIT && (yaml || entry.is_dir()) {
-                match list(&entry, depth + 1, stamps) {
-                    // Gone between the listing and the look.
-                    Err((_, why))
-                        if why.kind() == io::ErrorKind::NotFound && fs::symlink_metadata(&entry).is_err() => {}
-                    other => other?,
-                }
-            }
-        }
-    } else if found.is_file() {
+    if found.is_file() {
         let times = ((found.mtime(), found.mtime_nsec()), (found.ctime(), found.ctime_nsec()));
         stamps.push((path.to_path_buf(), found.dev(), found.ino(), found.size(), times.0, times.1));
+    }
+    // A link to a directory above leads here again.
+    if !found.is_dir() || !seen.insert((found.dev(), found.ino())) {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(at)? {
+        let entry = entry.map_err(at)?.path();
+        let name = entry.file_name().unwrap_or_default().as_encoded_bytes();
+        // Hidden: editors' leftovers, and the directories behind a mounted ConfigMap's links.
+        let hidden = name.first() == Some(&b'.');
+        let yaml = matches!(entry.extension().map(|e| e.as_encoded_bytes()), Some(b"yaml" | b"yml"));
+        if hidden || depth >= DEPTH_LIMIT || !(yaml || entry.is_dir()) {
+            continue;
+        }
+        // One that cannot be looked at is one bad file, unless it has just gone.
+        if list(&entry, depth + 1, seen, stamps).is_err() && fs::symlink_metadata(&entry).is_ok() {
+            stamps.push((entry, 0, 0, 0, (0, 0), (0, 0)));
+        }
     }
     Ok(())
 }

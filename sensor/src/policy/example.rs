@@ -82,6 +82,12 @@ fn fault(field: String, example: &Example) -> Option<Fault> {
         let help = "give one of open, rename, link and delete";
         return Some(Fault::error(field, "an example is about one access", help));
     }
+    if example.open.is_none() && example.operation.is_some()
+        || matches!(example.operation, Some(Operation::Rename | Operation::Link | Operation::Delete))
+    {
+        let help = "write rename, link or delete in place of open; operation is what is done by an open";
+        return Some(Fault::error(field, "an operation that does not go with the access", help));
+    }
     let two_names = example.rename.is_some() || example.link.is_some();
     if two_names != example.to.is_some() {
         let message =

@@ -1,97 +1,162 @@
 //! Exceptions that would let through more than their author means.
 use super::{
     Exception, Glob,
+    check::{COMPARISONS_LIMIT, comparisons},
     diagnostic::{Fault, shortened},
     glob::Component,
     spec::Spec,
 };
 
 /// Programs that do what their arguments, their input or their name tell them, so that whoever may run them may do
-/// anything in their name: interpreters, shells, multi-call binaries, loaders, archivers and editors.
+/// anything in their name: interpreters, shells, multi-call binaries, loaders, debuggers, archivers, editors, and what
+/// copies or prints any file.
 const BROAD: &[&str] = &[
+    "R",
     "ash",
     "awk",
+    "base32",
+    "base64",
     "bash",
+    "bsdtar",
     "bun",
     "busybox",
     "cat",
+    "chroot",
+    "chrt",
     "coreutils",
     "cp",
+    "cpio",
     "csh",
+    "cut",
     "dash",
     "dd",
     "deno",
     "ed",
+    "elvish",
     "emacs",
     "env",
     "ex",
+    "expect",
     "find",
     "fish",
+    "flock",
     "gawk",
+    "gdb",
     "git",
+    "grep",
+    "guile",
+    "head",
+    "hx",
+    "install",
+    "ionice",
     "java",
+    "joe",
+    "julia",
+    "kak",
     "ksh",
     "less",
+    "ltrace",
     "lua",
+    "luajit",
     "make",
     "mawk",
+    "mcedit",
+    "micro",
+    "mksh",
     "more",
     "mv",
     "nano",
+    "ne",
+    "nice",
     "node",
     "nodejs",
+    "nohup",
+    "nsenter",
+    "nu",
+    "nvim",
+    "od",
+    "perf",
     "perl",
     "php",
     "pico",
     "powershell",
     "pwsh",
+    "pypy",
     "python",
+    "rbash",
     "rsync",
     "ruby",
+    "run-parts",
+    "rview",
+    "rvim",
+    "scp",
     "sed",
+    "setpriv",
+    "setsid",
     "sh",
+    "socat",
+    "start-stop-daemon",
+    "strace",
+    "strings",
+    "systemd-run",
+    "tac",
+    "tail",
     "tar",
+    "taskset",
     "tclsh",
     "tcsh",
     "tee",
+    "timeout",
     "toybox",
+    "unshare",
     "vi",
     "view",
     "vim",
+    "vimdiff",
+    "watch",
     "xargs",
+    "xxd",
+    "yash",
+    "zip",
     "zsh",
 ];
 
 /// Programs that start what they are told, so that they say nothing as an ancestor.
 const STARTERS: &[&str] = &[
+    "conmon",
+    "containerd",
     "containerd-shim-runc-v",
     "cron",
+    "crond",
+    "dockerd",
     "doas",
     "init",
+    "kubelet",
     "login",
-    "nice",
-    "nohup",
-    "nsenter",
     "parallel",
+    "runc",
     "runuser",
     "screen",
-    "setsid",
     "sshd",
     "sshd-session",
     "stdbuf",
-    "strace",
     "su",
     "sudo",
     "systemd",
-    "timeout",
     "tini",
     "tmux",
-    "unshare",
-    "watch",
 ];
 
 /// Where programs of those names are found.
 const DIRECTORIES: &[&str] = &["/usr/bin", "/bin", "/usr/sbin", "/sbin", "/usr/local/bin", "/usr/local/sbin"];
+/// Where the loader is, which runs any program that is its argument.
+const LOADERS: &[&str] = &[
+    "/lib64/ld-linux-x86-64.so.2",
+    "/usr/lib64/ld-linux-x86-64.so.2",
+    "/usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2",
+];
+/// What versions of such names look like: a wildcard may be meant for them.
+const VERSIONS: &[&str] = &["", "3", "3.11"];
 
 /// What is wrong with the exceptions of `spec`, whose `paths` are given parsed.
 pub(super) fn faults(spec: &Spec, paths: &[Glob]) -> Vec<Fault> {
@@ -123,6 +188,12 @@ fn one(field: &str, exception: &Exception, paths: &[Glob]) -> Vec<Fault> {
         let help = "add executables: only their sums are taken";
         faults.push(Fault::error(format!("{field}.sha256"), "a sum without a path", help));
     }
+    // A sum is taken of every program that is asked for, so it must be plain which those are.
+    let wild = |text: &&String| Glob::parse(text).is_ok_and(|glob| glob.literals().is_none());
+    if let Some(text) = exception.executables.iter().find(wild).filter(|_| !exception.sha256.is_empty()) {
+        let message = format!("a sum of '{}', which may be many programs", shortened(text));
+        faults.push(Fault::error(format!("{field}.sha256"), message, "write executables without wildcards"));
+    }
     faults.extend(too_wide(field, exception, paths));
     faults
 }
@@ -131,39 +202,51 @@ fn one(field: &str, exception: &Exception, paths: &[Glob]) -> Vec<Fault> {
 fn too_wide(field: &str, exception: &Exception, paths: &[Glob]) -> Option<Fault> {
     let Exception { executables, scripts, ancestors, users, images, paths: files, sha256, acknowledge_broad } =
         exception;
-    let identified = !(scripts.is_empty() && images.is_empty() && sha256.is_empty());
+    // `**` is any image.
+    let any_image = images.iter().any(|image| image.bytes().all(|byte| b"*/".contains(&byte)));
+    let identified = !(scripts.is_empty() && sha256.is_empty()) || !images.is_empty() && !any_image;
     let programs = [("executables", executables), ("ancestors", ancestors)];
     if identified || *acknowledge_broad {
         return None;
     }
-    if !users.is_empty() && programs.iter().all(|(_, programs)| programs.is_empty()) {
-        let message = "an exception by user alone lets every program of that user through";
-        return Some(Fault::error(
-            format!("{field}.users"),
-            message,
-            "name the executables too, or add acknowledgeBroad: true",
-        ));
-    }
-    let covered =
-        |path: &Glob| files.iter().filter_map(|text| Glob::parse(text).ok()).any(|file| file.covers(path));
-    let unnamed = programs.iter().all(|(_, programs)| programs.is_empty());
-    if unnamed && (files.is_empty() || paths.iter().all(covered)) {
-        let what = if files.is_empty() { "an exception without criteria" } else { "this exception" };
-        let help = "name the executables that may; to watch less, use exclude";
-        return Some(Fault::error(field, format!("{what} swallows everything that the policy watches"), help));
-    }
-    // A second criterion: of the opener, or of the files if they are not all.
-    let narrowed = !files.is_empty() && !paths.iter().all(covered);
-    if narrowed || !users.is_empty() || !executables.is_empty() && !ancestors.is_empty() {
+    // Of thousands by thousands nobody is told.
+    let few = comparisons(paths.iter()) * files.len() <= COMPARISONS_LIMIT;
+    let globs: Vec<Glob> = files.iter().filter(|_| few).filter_map(|text| Glob::parse(text).ok()).collect();
+    let everything =
+        few && !paths.is_empty() && paths.iter().all(|path| globs.iter().any(|file| file.covers(path)));
+    let narrowed = !files.is_empty() && !everything;
+    if narrowed {
         return None;
     }
-    let each =
-        programs.iter().flat_map(|(name, texts)| texts.iter().enumerate().map(move |(at, text)| (name, at, text)));
-    let starter = |text: &str| names_one_of(text, STARTERS);
-    let (name, at, text) =
-        each.into_iter().find(|(name, _, text)| is_broad(text) || **name == "ancestors" && starter(text))?;
-    let message =
-        format!("'{}' does what it is told, so this exception lets through whoever can run it", shortened(text));
+    if programs.iter().all(|(_, programs)| programs.is_empty()) {
+        let what = if !users.is_empty() {
+            "an exception by user alone lets every program of that user through".to_owned()
+        } else {
+            let what = if files.is_empty() { "an exception without criteria" } else { "this exception" };
+            format!("{what} swallows everything that the policy watches")
+        };
+        return Some(Fault::error(field, what, "name the executables that may; to watch less, use exclude"));
+    }
+    if !users.is_empty() {
+        return None;
+    }
+    let told = |name: &str, text: &str| {
+        names_one_of(text, BROAD).or_else(|| (name == "ancestors").then(|| names_one_of(text, STARTERS)).flatten())
+    };
+    let broad = |(name, texts): &(&'static str, &Vec<String>)| {
+        texts.iter().enumerate().find_map(|(at, text)| Some((*name, at, text.clone(), told(name, text)?)))
+    };
+    let found: Vec<_> = programs.iter().filter(|(_, texts)| !texts.is_empty()).map(broad).collect();
+    // Executables and ancestors narrow each other, unless both are anybody.
+    if found.iter().any(Option::is_none) {
+        return None;
+    }
+    let (name, at, text, program) = found.into_iter().flatten().next()?;
+    let also = if text.ends_with(&program) { String::new() } else { format!("is also '{program}', which ") };
+    let message = format!(
+        "'{}' {also}does what it is told, so this exception lets through whoever can run it",
+        shortened(&text)
+    );
     let help = "add a second criterion such as paths, users, scripts or images, or acknowledgeBroad: true";
     Some(Fault::error(format!("{field}.{name}[{at}]"), message, help))
 }
@@ -171,29 +254,49 @@ fn too_wide(field: &str, exception: &Exception, paths: &[Glob]) -> Option<Fault>
 /// Whether `pattern` names a program that does what it is told, such as a shell, in any version.
 #[must_use]
 pub fn is_broad(pattern: &str) -> bool {
-    names_one_of(pattern, BROAD)
+    names_one_of(pattern, BROAD).is_some()
 }
 
-fn names_one_of(pattern: &str, words: &[&str]) -> bool {
+/// A program called as one of `words`, in any version, that `pattern` names.
+fn names_one_of(pattern: &str, words: &[&str]) -> Option<String> {
     // A pattern that cannot be parsed is another fault.
-    let Ok(glob) = Glob::parse(pattern) else { return false };
-    let found = |word: &&str| {
-        let paths = DIRECTORIES.iter().map(|directory| Glob::parse(&format!("{directory}/{word}")));
-        paths.flatten().any(|path| glob.covers(&path))
-    };
-    let named = glob.alternatives().iter().any(|components| match components.last() {
-        Some(Component::Literal(name)) => is_called(&String::from_utf8_lossy(name), words),
-        _ => false,
-    });
-    named || words.iter().any(found)
+    let glob = Glob::parse(pattern).ok()?;
+    for components in glob.alternatives() {
+        match components.last() {
+            Some(Component::Literal(name)) => {
+                let name = String::from_utf8_lossy(name).into_owned();
+                if is_called(&name, words) {
+                    return Some(name);
+                }
+            }
+            // A form that begins as such a name does is meant for its versions.
+            Some(Component::Wild(form)) => {
+                let prefix = String::from_utf8_lossy(&form.prefix).into_owned();
+                let bare = prefix.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.');
+                if words.contains(&bare) || prefix.starts_with("ld-") || prefix.starts_with("ld.") {
+                    return Some(prefix);
+                }
+            }
+            _ => {}
+        }
+    }
+    if !pattern.contains(['*', '?', '[']) {
+        return None;
+    }
+    let names = words.iter().flat_map(|word| VERSIONS.iter().map(move |version| format!("{word}{version}")));
+    let places = names.flat_map(|name| DIRECTORIES.iter().map(move |directory| format!("{directory}/{name}")));
+    let mut all = LOADERS.iter().map(|loader| (*loader).to_owned()).chain(places);
+    all.find(|path| Glob::parse(path).is_ok_and(|path| glob.covers(&path)))
 }
 
-/// Whether a program called `name` is one of `words`: also `python3.11`, `vim.basic` and `ld-linux-x86-64.so.2`.
+/// Whether a program called `name` is one of `words`: also `python3.11-dbg`, `bash-static` and `ld-linux-x86-64.so.2`.
 fn is_called(name: &str, words: &[&str]) -> bool {
-    let bare = name.trim_end_matches(|c: char| c.is_ascii_digit() || c == '.' || c == '-');
+    let unversioned = name.split(|c: char| c.is_ascii_digit()).next().unwrap_or(name).trim_end_matches(['-', '.']);
     let stem = name.split('.').next().unwrap_or(name);
+    let flavours =
+        ["-gtk", "-nox", "-static", "-dbg", "-tiny"].iter().find_map(|flavour| name.strip_suffix(flavour));
     let loader = name.starts_with("ld") && name.contains(".so");
-    loader || [name, bare, stem].iter().any(|name| words.contains(name))
+    loader || [name, unversioned, stem, flavours.unwrap_or(name)].iter().any(|name| words.contains(name))
 }
 
 #[cfg(test)]
@@ -215,6 +318,16 @@ mod tests {
             "/usr/bin/lua5.4",
             "/usr/lib/jvm/java-17/bin/java",
             "/usr/{sbin/sshd,bin/bash}",
+            "/usr/bin/python3*",
+            "/usr/bin/python3.[0-9]*",
+            "/opt/*/bin/python*",
+            "/usr/lib/**",
+            "/lib64/ld-*",
+            "/usr/bin/python3.11-dbg",
+            "/bin/bash-static",
+            "/usr/bin/emacs-gtk",
+            "/usr/bin/perl5.36-x86_64-linux-gnu",
+            "/usr/bin/head",
         ] {
             assert!(is_broad(broad), "{broad}");
         }
@@ -222,6 +335,6 @@ mod tests {
         {
             assert!(!is_broad(plain), "{plain}");
         }
-        assert!(names_one_of("/usr/bin/sudo", STARTERS) && !is_broad("/usr/bin/sudo"));
+        assert!(names_one_of("/usr/bin/sudo", STARTERS).is_some() && !is_broad("/usr/bin/sudo"));
     }
 }

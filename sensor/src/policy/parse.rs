@@ -3,12 +3,18 @@ use serde::Deserialize as _;
 
 use super::{
     Policy,
-    diagnostic::{Diagnostic, FAULTS_LIMIT, Fault, nearest, shortened},
+    diagnostic::{Diagnostic, FAULTS_LIMIT, Fault, Level, nearest, shortened},
     position::{Place, Positions},
 };
 
 /// What makes a policy one and the same through all its versions: kind, namespace and name.
 pub(super) type Key = (String, String, String);
+
+/// The key of a policy that could be read.
+pub(super) fn key_of(policy: &Policy) -> Key {
+    let metadata = &policy.metadata;
+    (format!("{:?}", policy.kind), metadata.namespace.clone().unwrap_or_default(), metadata.name.clone())
+}
 
 /// One document of a file.
 pub(super) struct Document {
@@ -24,6 +30,7 @@ pub(super) struct Document {
 pub(super) struct File<'a> {
     name: &'a str,
     text: &'a str,
+    lines: Vec<&'a str>,
     positions: Positions,
 }
 
@@ -33,7 +40,9 @@ impl<'a> File<'a> {
     /// # Errors
     /// If it is no YAML, or one that will not be read.
     pub(super) fn new(name: &'a str, text: &'a str) -> Result<Self, Box<Diagnostic>> {
-        let file = Self { name, text, positions: Positions::default() };
+        // Some editors begin a file with a mark that is no text.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let file = Self { name, text, lines: text.lines().collect(), positions: Positions::default() };
         match Positions::read(text) {
             Ok(positions) => Ok(Self { positions, ..file }),
             Err((place, fault)) => Err(Box::new(file.at(place, None, fault))),
@@ -45,7 +54,12 @@ impl<'a> File<'a> {
         let mut documents = Vec::new();
         // Both parsers see the same documents; the limit is for the day that they do not.
         let all = serde_yaml::Deserializer::from_str(self.text).take(self.positions.documents() + 1);
+        let mut bad = 0;
         for (index, yaml) in all.enumerate() {
+            // Nobody reads more, and a file can hold a hundred thousand.
+            if bad > FAULTS_LIMIT {
+                break;
+            }
             let word = |field: &str| self.positions.word(index, field);
             let name = word("metadata.name");
             let key = name.clone().map(|name| {
@@ -70,6 +84,7 @@ impl<'a> File<'a> {
                     if documents.last().is_some_and(again) {
                         break;
                     }
+                    bad += 1;
                     documents.push(Document { key, policy: Err(vec![diagnostic]), index });
                 }
             }
@@ -84,14 +99,16 @@ impl<'a> File<'a> {
         let mut faults: Vec<Fault> = faults.into_iter().take(FAULTS_LIMIT).collect();
         if all > FAULTS_LIMIT {
             let more = format!("{} more faults", all - FAULTS_LIMIT);
-            faults.push(Fault::error("", more, "mend those above first"));
+            let error = faults.iter().any(|fault| fault.level == Level::Error);
+            let more = if error { Fault::error("", more, MEND) } else { Fault::warning("", more, MEND) };
+            faults.push(more);
         }
         let place = |fault: &Fault| self.positions.find(document.index, &fault.field).unwrap_or(NOWHERE);
         faults.into_iter().map(|fault| self.at(place(&fault), name.clone(), fault)).collect()
     }
 
     fn at(&self, place: Place, policy: Option<String>, fault: Fault) -> Diagnostic {
-        let source = self.text.lines().nth(place.line.saturating_sub(1)).map(shortened);
+        let source = self.lines.get(place.line.saturating_sub(1)).map(|line| shortened(line));
         let text = place.text.as_deref().map(shortened);
         Diagnostic {
             file: self.name.to_owned(),
@@ -104,6 +121,9 @@ impl<'a> File<'a> {
         }
     }
 }
+
+/// What to do about more faults than are told.
+const MEND: &str = "mend those above first";
 
 const NOWHERE: Place = Place { line: 1, column: 1, text: None };
 
@@ -163,11 +183,12 @@ fn in_words(what: &str) -> String {
         "sequence" | "a sequence" => "a list".to_owned(),
         "map" | "a map" => "a group of fields".to_owned(),
         "string" => format!("the text '{value}'"),
-        "a string" => "a text".to_owned(),
+        "a string" => "a text, in quotes if it has special characters".to_owned(),
         "integer" | "floating point" => format!("the number {value}"),
         "boolean" => format!("the word {value}"),
         "a boolean" => "true or false".to_owned(),
         "unit value" => "empty".to_owned(),
+        "u32" => "a number from 0 on".to_owned(),
         kind if kind.starts_with("struct ") => "a group of fields".to_owned(),
         _ => what.replace('`', "'"),
     }

@@ -10,6 +10,8 @@ use super::diagnostic::Fault;
 
 /// Deepest nesting; a policy needs nine.
 const DEPTH_LIMIT: usize = 32;
+/// Most values of a file, each alias counted as what it stands for: as many as the largest file holds without.
+const VALUES_LIMIT: usize = 1 << 19;
 
 /// A place in a file and what stands there.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,6 +36,8 @@ pub(super) struct Positions {
 struct Node {
     place: Place,
     content: Content,
+    /// Values in it, itself included.
+    size: usize,
 }
 
 #[derive(Debug)]
@@ -91,7 +95,7 @@ impl Positions {
             };
             let node = positions.nodes.len();
             let place = place_of(&span, content);
-            positions.nodes.push(Node { place: place.clone(), content: Content::Scalar });
+            positions.nodes.push(Node { place: place.clone(), content: Content::Scalar, size: 1 });
             anchors.insert(anchor, node);
             positions.add(node, &mut open);
             if let Some(mapping) = mapping {
@@ -130,11 +134,16 @@ impl Positions {
             }
             Content::Mapping(pairs)
         } else {
-            Content::Sequence(done.children)
+            Content::Sequence(done.children.clone())
         };
-        if let Some(node) = self.nodes.get_mut(done.node) {
-            node.content = content;
+        let size = done.children.iter().filter_map(|child| self.nodes.get(*child)).map(|child| child.size);
+        let size = size.fold(1usize, usize::saturating_add);
+        let Some(node) = self.nodes.get_mut(done.node) else { return Ok(()) };
+        if size > VALUES_LIMIT {
+            let message = format!("its aliases stand for more than {VALUES_LIMIT} values");
+            return Err((node.place.clone(), Fault::error("", message, "write out what is meant")));
         }
+        (node.content, node.size) = (content, size);
         Ok(())
     }
 
@@ -202,6 +211,10 @@ fn syntax_fault(text: &str, line: usize, info: &str) -> Fault {
     let around = text.lines().skip(line.saturating_sub(2)).take(2);
     if around.into_iter().any(tabbed) {
         return Fault::error("", "a tab stands where YAML wants spaces", "indent by spaces");
+    }
+    if info.contains("anchor") {
+        let help = "a word that begins with * or & means something to YAML: put it in quotes";
+        return Fault::error("", format!("not YAML: {info}"), help);
     }
     if info.contains("recursion limit") {
         return too_deep();

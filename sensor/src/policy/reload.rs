@@ -75,6 +75,9 @@ impl Loaded {
         for name in &self.stale {
             tracing::warn!(policy = name, "the last good version of this policy stays in force");
         }
+        if self.set.policies.is_empty() {
+            tracing::warn!("no policy is in force: nothing raises an alert");
+        }
         tracing::info!(
             policies = self.set.policies.len(),
             stale = self.stale.len(),

@@ -209,10 +209,10 @@ impl Outcome {
     /// What `result`, zero or a negative errno, means.
     #[must_use]
     pub fn of(result: i32) -> Self {
-        match -result {
+        match result {
             0 => Self::Success,
-            1 | 13 => Self::Denied,
-            2 | 20 => Self::Missing,
+            -1 | -13 => Self::Denied,
+            -2 | -20 => Self::Missing,
             _ => Self::Error,
         }
     }

@@ -3,7 +3,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use crate::{
     event::{Enriched, Event, Name, PathStatus, flags},
-    policy::{Alert, Severity},
+    policy::{Alert, Outcome, Severity},
 };
 
 /// SGR codes, left out where `NO_COLOR` is set (no-color.org).
@@ -27,9 +27,14 @@ pub(super) fn alert(alert: &Alert) -> String {
         Severity::Informational => "2",
     };
     let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
-    let denied = if event.result == 0 { "" } else { " denied" };
+    let outcome = match Outcome::of(event.result) {
+        Outcome::Success => "",
+        Outcome::Denied => " denied",
+        Outcome::Missing => " missing",
+        Outcome::Error => " failed",
+    };
     format!(
-        "{}  {}  {}  {}{denied} {}\n{:14}by {}",
+        "{}  {}  {}  {}{outcome} {}\n{:14}by {}",
         paint("2", &clock(event.time)),
         paint(code, &format!("{severity:<13}")),
         paint("1", &format!("{:<24}", alert.policy.name())),

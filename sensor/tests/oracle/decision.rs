@@ -89,12 +89,14 @@ struct View {
     names: BTreeSet<Vec<u8>>,
     operations: Vec<Operation>,
     home: bool,
+    /// Known by a policy's literal, which only that policy's own literals match.
+    identity: bool,
 }
 
 fn views(event: &Enriched) -> Vec<View> {
     let mut views = Vec::new();
     let mut add = |name: &[u8], operations: Vec<Operation>, home: bool| {
-        views.push(View { names: names(name), operations, home })
+        views.push(View { names: names(name), operations, home, identity: false })
     };
     let open = &event.event;
     let own = operations(event);
@@ -110,9 +112,6 @@ fn views(event: &Enriched) -> Vec<View> {
             add(requested.as_bytes(), own.clone(), false);
         }
     }
-    for name in &event.known_as {
-        add(name.as_bytes(), own.clone(), false);
-    }
     if let Some(target) = &open.target {
         let operations = match open.call {
             Call::Rename => vec![Operation::Write, Operation::Rename],
@@ -121,7 +120,17 @@ fn views(event: &Enriched) -> Vec<View> {
         };
         add(target.as_bytes(), operations, false);
     }
+    for name in &event.known_as {
+        let names = BTreeSet::from([name.as_bytes().to_vec()]);
+        views.push(View { names, operations: own.clone(), home: false, identity: true });
+    }
     views
+}
+
+/// Whether a view is what the pattern at this place of the policy asks for.
+fn matched(policy: &Policy, at: usize, view: &View) -> bool {
+    let glob = &policy.paths[at];
+    (!view.identity || policy.literal[at]) && view.names.iter().any(|name| glob_matches(glob, name))
 }
 
 fn operations(event: &Enriched) -> Vec<Operation> {
@@ -217,8 +226,8 @@ pub(crate) fn matches_somewhere(event: &Enriched, glob: &GlobMatcher) -> bool {
 /// Which of [`BRANCHES`] the policy takes on the event.
 pub(crate) fn decide(event: &Enriched, policy: &Policy) -> &'static str {
     let views = views(event);
-    let matched: Vec<&View> =
-        views.iter().filter(|view| view.names.iter().any(|name| any(&policy.paths, name))).collect();
+    let asked = |view: &&View| (0..policy.paths.len()).any(|at| matched(policy, at, view));
+    let matched: Vec<&View> = views.iter().filter(asked).collect();
     if matched.is_empty() {
         return "no pattern";
     }
@@ -288,7 +297,7 @@ fn seen(event: &Enriched, policy: &Policy, view: &View) -> &'static str {
     };
     if !view.operations.iter().any(|operation| spec.operations.contains(operation)) {
         "operation"
-    } else if wrong_owner || tenant && view.home && host {
+    } else if wrong_owner || tenant && view.home && event.owner != Some(Owner::Own) {
         "files"
     } else if plain(event) && view.names.iter().any(|name| any(&policy.exclude, name)) {
         "excluded"

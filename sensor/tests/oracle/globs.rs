@@ -145,6 +145,13 @@ impl Pattern {
         Some(pattern)
     }
 
+    /// Whether it has no wildcards but braces.
+    pub(crate) fn is_literal(&self) -> bool {
+        let wild = ["star", "one", "class", "negated class", "leading **", "middle **", "trailing **"];
+        let bits = FEATURES.iter().enumerate().filter(|(_, name)| wild.contains(name)).map(|(at, _)| 1 << at);
+        bits.fold(0, |all: u32, bit: u32| all | bit) & self.features == 0
+    }
+
     fn mark(&mut self, feature: &str) {
         let at = FEATURES.iter().position(|name| *name == feature).unwrap();
         self.features |= 1 << at;

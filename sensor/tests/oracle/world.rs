@@ -40,6 +40,8 @@ pub(crate) struct Exempt {
 pub(crate) struct Policy {
     pub(crate) compiled: Arc<Compiled>,
     pub(crate) paths: Vec<GlobMatcher>,
+    /// Which of them have no wildcards but braces.
+    pub(crate) literal: Vec<bool>,
     pub(crate) exclude: Vec<GlobMatcher>,
     pub(crate) exceptions: Vec<Exempt>,
 }
@@ -154,7 +156,7 @@ impl World {
         open.requested = (!found || rng.u8(..4) == 0).then(|| named(rng));
         open.home = (rng.u8(..6) == 0).then(|| named(rng));
         open.target = open.target.as_ref().map(|_| named(rng));
-        event.known_as = (0..rng.u8(..12) / 10).map(|_| named(rng)).collect();
+        event.known_as = (0..rng.u8(..8) / 3).map(|_| named(rng)).collect();
         if rng.u8(..6) == 0 {
             let doubts = [
                 PathStatus::Chroot,
@@ -204,7 +206,11 @@ fn people(event: &mut Enriched, rng: &mut Rng) {
 impl Policy {
     /// A policy; None if the product refuses it, as one that can never match.
     fn random(rng: &mut Rng, name: &str) -> Option<(Self, Vec<Pattern>)> {
-        let patterns: Vec<Pattern> = (0..rng.usize(1..4)).map(|_| Pattern::random(rng)).collect();
+        let pattern = |rng: &mut Rng| {
+            let literal = if rng.u8(..3) == 0 { Pattern::of_path(&random_path(rng), rng) } else { None };
+            literal.unwrap_or_else(|| Pattern::random(rng))
+        };
+        let patterns: Vec<Pattern> = (0..rng.usize(1..4)).map(|_| pattern(rng)).collect();
         // Now and then a file that the policy watches, else anything.
         let excluded = (0..rng.u8(..4) / 2).filter_map(|_| {
             let path = patterns[0].path(rng);
@@ -248,7 +254,8 @@ impl Policy {
         let policy = serde_json::from_value(document).unwrap();
         let compiled = Arc::new(Compiled::new(policy, String::new(), vec![]).ok()?);
         let globs = |patterns: &[Pattern]| patterns.iter().map(|pattern| glob(&pattern.globset)).collect();
-        Some((Self { compiled, paths: globs(&patterns), exclude: globs(&exclude), exceptions }, patterns))
+        let literal = patterns.iter().map(Pattern::is_literal).collect();
+        Some((Self { compiled, paths: globs(&patterns), literal, exclude: globs(&exclude), exceptions }, patterns))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
     config,
     event::Operation,
     matcher::{Verdict, event_of, explain},
-    policy::{Compiled, Example, Outcome, PolicySet},
+    policy::{Compiled, Example, Outcome, PolicySet, shown},
 };
 
 #[derive(Args)]
@@ -110,7 +110,7 @@ fn patterns(set: &PolicySet, output: Output) -> anyhow::Result<()> {
     let width = width(set);
     let mut text = paint("1", &format!("{:<width$}  {:<11}  PATTERN", "POLICY", "DECIDED")) + "\n";
     for (policy, (glob, pattern)) in all {
-        text += &format!("{:<width$}  {:<11}  {pattern}\n", policy.full_name(), glob.decided());
+        text += &format!("{:<width$}  {:<11}  {}\n", policy.full_name(), glob.decided(), shown(pattern));
     }
     print(&text)
 }
@@ -148,7 +148,7 @@ fn access(arguments: &Arguments, path: &str, set: &PolicySet) -> anyhow::Result<
         } else {
             String::new()
         };
-        text += &format!("{word}  {name:<width$}  {}{decided}\n", verdict.because(policy));
+        text += &format!("{word}  {name:<width$}  {}{decided}\n", shown(&verdict.because(policy)));
     }
     if others > 0 {
         text += &format!("silent  {others} more, of which no pattern matches (--all shows them)\n");
@@ -175,8 +175,9 @@ fn row(policy: &Compiled, verdict: &Verdict) -> Value {
 }
 
 fn example(arguments: &Arguments, path: &str) -> Result<Example, config::Error> {
-    if !path.starts_with('/') {
-        return Err(config::Error::new(format!("'{path}' does not begin with /; write the full path")));
+    if !path.starts_with('/') || path.split('/').any(|name| name == ".." || name == ".") {
+        let what = "does not begin with /, or has a component '.' or '..'";
+        return Err(config::Error::new(format!("'{path}' {what}; write the full path as the kernel has it")));
     }
     let map = |labels: &[(String, String)]| labels.iter().cloned().collect::<BTreeMap<_, _>>();
     let verb = |operation| (arguments.operation == operation).then(|| path.to_owned());

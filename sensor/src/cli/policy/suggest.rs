@@ -12,7 +12,10 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::print;
-use crate::policy::{is_broad, shown};
+use crate::{
+    event::Operation,
+    policy::{is_broad, shown},
+};
 
 /// Longest line that is read, in bytes; a record of the sensor has at most a quarter of it.
 const LINE_LIMIT: u64 = 1 << 20;
@@ -58,7 +61,7 @@ struct Own {
     #[serde(default)]
     trusted: bool,
     #[serde(default)]
-    operation: Vec<String>,
+    operation: Vec<Operation>,
 }
 
 /// Alerts that one exception would silence: of this program in this image.
@@ -67,7 +70,7 @@ type Group = (Option<String>, bool, Option<String>);
 #[derive(Default)]
 struct Seen {
     alerts: u64,
-    operations: BTreeSet<String>,
+    operations: BTreeSet<Operation>,
     paths: BTreeSet<String>,
 }
 
@@ -164,7 +167,7 @@ fn summary((executable, _, image): &Group, seen: &Seen) -> String {
     if seen.paths.len() > PATHS_SHOWN {
         paths.push("…".to_owned());
     }
-    let operations: Vec<&str> = seen.operations.iter().map(String::as_str).collect();
+    let operations: Vec<String> = seen.operations.iter().map(Operation::to_string).collect();
     let place = image.as_ref().map(|image| format!(" in {}", shown(image))).unwrap_or_default();
     let program = shown(executable.as_deref().unwrap_or("an unknown program"));
     let alerts = if seen.alerts == 1 { "alert" } else { "alerts" };

@@ -118,6 +118,13 @@ impl Glob {
         self.alternatives.iter().map(literal).collect()
     }
 
+    /// How many `**` it has at most.
+    #[must_use]
+    pub fn any_components(&self) -> usize {
+        let count = |components: &Vec<Component>| components.iter().filter(|c| **c == Component::Any).count();
+        self.alternatives.iter().map(count).max().unwrap_or(0)
+    }
+
     /// Bytes of all its alternatives together.
     #[must_use]
     pub fn expanded_len(&self) -> usize {
@@ -140,6 +147,13 @@ impl Glob {
     pub fn covers(&self, other: &Self) -> bool {
         let under = |wide: &[Component], narrow: &[Component]| match wide {
             [Component::Any] => !narrow.is_empty(),
+            [Component::Any, name] => {
+                narrow.last().is_some_and(|last| *last != Component::Any && covers_name(name, last))
+            }
+            // `/dir/**/*` is `/dir/**`.
+            [directory @ .., Component::Any, Component::Wild(all)] if all.is_everything() => {
+                narrow.len() > directory.len() && directory.iter().zip(narrow).all(|(a, b)| covers_name(a, b))
+            }
             [directory @ .., Component::Any] => {
                 narrow.len() > directory.len() && directory.iter().zip(narrow).all(|(a, b)| covers_name(a, b))
             }
@@ -179,7 +193,7 @@ fn decided(components: &[Component]) -> Decided {
 
 impl Wild {
     /// True for `*`.
-    fn is_everything(&self) -> bool {
+    pub(super) fn is_everything(&self) -> bool {
         self.prefix.is_empty() && self.middle == [Atom::Star] && self.suffix.is_empty()
     }
 
@@ -313,7 +327,10 @@ mod tests {
             ("/a/b", "/a/b", true),
             ("/a/b", "/a/{b,c}", false),
             ("/a/{b,c}", "/a/b", true),
-            ("**/x", "/a/x", false),
+            ("**/x", "/a/x", true),
+            ("**/x", "/a/**", false),
+            ("/a/**/*", "/a/b/**", true),
+            ("/a/**/b", "/a/b", false),
         ] {
             let (a, b) = (Glob::parse(wide).unwrap(), Glob::parse(narrow).unwrap());
             assert_eq!(a.covers(&b), covers, "{wide} {narrow}");
