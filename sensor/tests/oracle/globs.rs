@@ -56,6 +56,18 @@ pub(crate) struct Pattern {
 const NAMES: &[&str] = &[
     "a", "b", "ab", "abc", "etc", "run", "bin", "usr", "lib", "var", "lock", "x.pem", ".ssh", "id_a", "{b}", "a*",
 ];
+/// Directories that are one and the same.
+pub(crate) const SAME: &[&[&str]] = &[
+    &["/run/lock", "/var/lock", "/var/run/lock"],
+    &["/run", "/var/run"],
+    &["/usr/bin", "/bin"],
+    &["/usr/sbin", "/sbin"],
+    &["/usr/lib", "/lib"],
+    &["/usr/lib32", "/lib32"],
+    &["/usr/lib64", "/lib64"],
+    &["/usr/libx32", "/libx32"],
+];
+
 /// Bytes within names.
 const BYTES: &[u8] = b"abcx.-_";
 
@@ -127,6 +139,12 @@ impl Pattern {
             (0..count).map(|_| if rng.u8(..6) == 0 { Part::Any } else { Part::Name(steps(rng, 0)) }).collect();
         if rng.u8(..4) == 0 {
             parts.push(Part::Any);
+        }
+        if rng.u8(..5) == 0 {
+            let group = rng.choice(SAME).unwrap();
+            let names = pick(rng, group).split('/').skip(1);
+            let literal = |name: &str| Part::Name(name.bytes().map(|b| Step::Byte(b, Spelling::Plain)).collect());
+            parts.splice(..0, names.map(literal).collect::<Vec<_>>());
         }
         parts.dedup_by(|a, b| matches!((a, b), (Part::Any, Part::Any)));
         let bare = matches!(parts.first(), Some(Part::Any)) && parts.len() > 1 && rng.bool();

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::{
     decision::glob,
-    globs::{Pattern, pick, random_path},
+    globs::{Pattern, SAME, pick, random_path},
 };
 
 /// A generation of an atomic-writer volume.
@@ -67,6 +67,19 @@ pub(crate) fn mutate(path: &mut Vec<u8>, rng: &mut Rng) {
             path.splice(slash..slash, format!("/{GENERATION}").bytes());
         }
         _ => {}
+    }
+}
+
+/// Calls the directory that a path begins with by another of its names, if it has one.
+fn rename(path: &mut Vec<u8>, rng: &mut Rng) {
+    for group in SAME {
+        let own = group.iter().find(|name| {
+            path.strip_prefix(name.as_bytes()).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+        });
+        if let Some(own) = own {
+            path.splice(..own.len(), pick(rng, group).bytes());
+            return;
+        }
     }
 }
 
@@ -126,6 +139,9 @@ impl World {
             if rng.u8(..10) == 0 {
                 mutate(&mut path, rng);
             }
+            if rng.bool() {
+                rename(&mut path, rng);
+            }
             if is_path(&path) {
                 return path;
             }
@@ -145,7 +161,7 @@ impl World {
             delete: (verb == 2).then(name).flatten(),
             to: (verb < 2).then(name).flatten(),
             operation: (verb > 2 && rng.bool()).then(|| operation(rng)),
-            result: (rng.u8(..8) == 0).then(|| outcome(rng)),
+            result: (rng.u8(..10) == 0).then(|| outcome(rng)),
             ..Example::default()
         };
         let mut event = event_of(&example, false, None);
@@ -219,7 +235,7 @@ impl Policy {
         let exclude: Vec<Pattern> = excluded.collect();
         let texts = |patterns: &[Pattern]| patterns.iter().map(|pattern| pattern.text.clone()).collect::<Vec<_>>();
         let mut spec = json!({"paths": texts(&patterns), "exclude": texts(&exclude)});
-        if rng.u8(..4) == 0 {
+        if rng.u8(..8) == 0 {
             spec["operations"] = json!(some(rng, OPERATIONS));
         }
         if rng.u8(..4) == 0 {
@@ -228,17 +244,17 @@ impl Policy {
         let tenant = rng.u8(..8) == 0;
         if !tenant {
             spec["subjects"] = json!(pick(rng, &["all", "all", "all", "all", "all", "all", "pods", "host"]));
-            if rng.u8(..4) == 0 {
+            if rng.u8(..8) == 0 {
                 spec["files"] = json!(pick(rng, &["own", "host", "any"]));
             }
             if rng.u8(..6) == 0 {
                 spec["namespaceSelector"] = selector(rng);
             }
         }
-        if rng.u8(..6) == 0 {
+        if rng.u8(..10) == 0 {
             spec["podSelector"] = selector(rng);
         }
-        if rng.u8(..6) == 0 {
+        if rng.u8(..10) == 0 {
             spec["containerSelector"] =
                 if rng.bool() { json!({"names": ["api"]}) } else { json!({"images": [IMAGES[0]]}) };
         }
@@ -255,7 +271,9 @@ impl Policy {
         let compiled = Arc::new(Compiled::new(policy, String::new(), vec![]).ok()?);
         let globs = |patterns: &[Pattern]| patterns.iter().map(|pattern| glob(&pattern.globset)).collect();
         let literal = patterns.iter().map(Pattern::is_literal).collect();
-        Some((Self { compiled, paths: globs(&patterns), literal, exclude: globs(&exclude), exceptions }, patterns))
+        let policy = Self { compiled, paths: globs(&patterns), literal, exclude: globs(&exclude), exceptions };
+        // Events are about what is left out, too.
+        Some((policy, [patterns, exclude].concat()))
     }
 }
 
