@@ -470,6 +470,12 @@ fn hostile_files_get_a_clear_error_in_bounded_time_and_memory() {
         lots(9000, |n| format!("'/q/{n}*'"))
     );
     assert_eq!(bounded(|| said_of(many.as_bytes())), Vec::<String>::new());
+    // Nor are the programs of exceptions held against every shell for ever.
+    let programs = format!(
+        "{HEAD}spec: {{paths: [/a], exceptions: [{{executables: [{}]}}]}}\n",
+        lots(2000, |n| format!("'/opt/d{n}/*/x{n}*'"))
+    );
+    assert_eq!(bounded(|| said_of(programs.as_bytes())), Vec::<String>::new());
     // As many patterns as are allowed, with braces: loaded, and in time.
     let full = format!("{HEAD}spec: {{paths: [{}]}}\n", lots(10_000, |n| format!("'/d/{n}/{{a,b}}*'")));
     assert_eq!(bounded(|| said_of(full.as_bytes())), Vec::<String>::new());

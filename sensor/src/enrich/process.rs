@@ -202,16 +202,27 @@ impl Process {
 
     /// Decides on every program that an exception names by now; true if there was one to decide on.
     fn judge(&mut self, policies: &PolicySet) -> bool {
-        let pids: Vec<u32> = self.lineage().iter().map(|running| running.program.pid).collect();
-        let mut any = false;
-        for (at, running) in std::iter::once(&mut self.own).chain(&mut self.ancestors).enumerate() {
-            let named = running.program.executable.as_ref().filter(|path| policies.excepts(path.as_bytes()));
-            if let (false, Some(path), Some((device, inode))) = (running.judged, named, running.file) {
-                let candidate = Candidate { path: path.as_bytes(), device, inode };
-                let trusted = trust::is_trusted(&candidate, pids.get(at..).unwrap_or_default());
-                running.program = Arc::new(Program { trusted, ..(*running.program).clone() });
-                (running.judged, any) = (true, true);
+        let (mut any, mut pids) = (false, Vec::new());
+        for at in 0..=self.ancestors.len() {
+            let running = if at == 0 { Some(&self.own) } else { self.ancestors.get(at - 1) };
+            // Nearly always decided long since, or named by no exception: that must cost nothing.
+            let Some(Running { program, file: Some((device, inode)), judged: false, .. }) = running else {
+                continue;
+            };
+            let Some(path) = program.executable.clone().filter(|path| policies.excepts(path.as_bytes())) else {
+                continue;
+            };
+            if pids.is_empty() {
+                pids =
+                    std::iter::once(&self.own).chain(&self.ancestors).map(|running| running.program.pid).collect();
             }
+            let candidate = Candidate { path: path.as_bytes(), device: *device, inode: *inode };
+            let trusted = trust::is_trusted(&candidate, pids.get(at..).unwrap_or_default());
+            let program = Arc::new(Program { trusted, ..(**program).clone() });
+            let running = if at == 0 { Some(&mut self.own) } else { self.ancestors.get_mut(at - 1) };
+            running
+                .into_iter()
+                .for_each(|running| (running.program, running.judged, any) = (program.clone(), true, true));
         }
         any
     }

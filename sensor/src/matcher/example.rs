@@ -17,10 +17,14 @@ use crate::{
 #[must_use]
 pub fn run_examples(policy: &Arc<Compiled>) -> Vec<Fault> {
     // Suspending a policy does not change what it says.
-    let mut active = policy.policy.clone();
-    active.spec.suspend = false;
-    let Ok(active) = Compiled::new(active, policy.source.clone(), vec![]) else { return Vec::new() };
-    let set = PolicySet::new(vec![Arc::new(active)]);
+    let mut active = policy.clone();
+    if policy.policy.spec.suspend {
+        let mut awake = policy.policy.clone();
+        awake.spec.suspend = false;
+        let Ok(awake) = Compiled::new(awake, policy.source.clone(), vec![]) else { return Vec::new() };
+        active = Arc::new(awake);
+    }
+    let set = PolicySet::new(vec![active]);
     let examples = &policy.policy.spec.examples;
     let pods = policy.policy.kind == Kind::PathPolicy
         || policy.policy.spec.subjects.unwrap_or_default() == Subjects::Pods;

@@ -55,7 +55,12 @@ pub(super) fn sizes(policy: &Policy) -> Vec<Fault> {
         ("spec.paths", "patterns", spec.paths.len(), paths),
         ("spec.exclude", "patterns", spec.exclude.len(), paths),
         ("spec.exceptions", "entries", spec.exceptions.len(), exceptions),
-        ("spec.exceptions", "values", spec.exceptions.iter().map(own).sum(), exceptions * 16),
+        (
+            "spec.exceptions",
+            "values",
+            spec.exceptions.iter().map(own).sum(),
+            if tenant { exceptions * 16 } else { PATTERNS_LIMIT },
+        ),
         ("spec.examples", "examples", spec.examples.fires.len() + spec.examples.silent.len(), 1000),
     ];
     let mut faults: Vec<Fault> = counts

@@ -1,4 +1,6 @@
 //! Exceptions that would let through more than their author means.
+use std::sync::LazyLock;
+
 use super::{
     Exception, Glob,
     check::{COMPARISONS_LIMIT, comparisons},
@@ -283,11 +285,23 @@ fn names_one_of(pattern: &str, words: &[&str]) -> Option<String> {
     if !pattern.contains(['*', '?', '[']) {
         return None;
     }
-    let names = words.iter().flat_map(|word| VERSIONS.iter().map(move |version| format!("{word}{version}")));
-    let places = names.flat_map(|name| DIRECTORIES.iter().map(move |directory| format!("{directory}/{name}")));
-    let mut all = LOADERS.iter().map(|loader| (*loader).to_owned()).chain(places);
-    all.find(|path| Glob::parse(path).is_ok_and(|path| glob.covers(&path)))
+    let known = PLACES.iter().filter(|(word, ..)| word.is_none_or(|word| words.contains(&word)));
+    known.into_iter().find(|(_, _, place)| glob.covers(place)).map(|(_, path, _)| path.clone())
 }
+
+/// Every place where a program of [`BROAD`] or [`STARTERS`] is found in some version, and the loader's, each with its
+/// word: parsed once, since each pattern of each exception is held against all of them.
+static PLACES: LazyLock<Vec<(Option<&str>, String, Glob)>> = LazyLock::new(|| {
+    let words = BROAD.iter().chain(STARTERS).flat_map(|word| VERSIONS.iter().map(move |version| (*word, version)));
+    let places = words.flat_map(|(word, version)| {
+        DIRECTORIES.iter().map(move |directory| (Some(word), format!("{directory}/{word}{version}")))
+    });
+    let loaders = LOADERS.iter().map(|loader| (None, (*loader).to_owned()));
+    loaders
+        .chain(places)
+        .filter_map(|(word, path)| Glob::parse(&path).ok().map(|glob| (word, path, glob)))
+        .collect()
+});
 
 /// Whether a program called `name` is one of `words`: also `python3.11-dbg`, `bash-static` and `ld-linux-x86-64.so.2`.
 fn is_called(name: &str, words: &[&str]) -> bool {
