@@ -4,7 +4,7 @@
 //! these read-only globals before the program is verified; the verifier then knows them as constants.
 use core::mem::MaybeUninit;
 
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user};
 
 /// Declares globals that the loader fills (`sensor/src/capture/offsets.rs` has the same names).
 macro_rules! globals {
@@ -18,13 +18,24 @@ globals! {
     SELF_TGID,
     /// Rounds of one pass of the path walk; two passes are made.
     WALK_ROUNDS,
+    /// Depth of the pid namespace that the sensor's /proc shows, and its inode; the initial one has depth zero.
+    PROC_LEVEL, PROC_PID_NS,
+    /// The cgroup v1 controller whose hierarchy tells containers apart, counted from 1; zero for the v2 hierarchy.
+    CGROUP_CONTROLLER,
+    /// Number of that hierarchy; zero for v2.
+    CGROUP_HIERARCHY,
     FILE_F_PATH, FILE_F_INODE, FILE_F_FLAGS, FILE_F_MODE,
     PATH_MNT, PATH_DENTRY,
     DENTRY_D_PARENT, DENTRY_D_NAME, DENTRY_D_HASH,
     INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB, SUPER_BLOCK_S_DEV,
     MOUNT_MNT, MOUNT_MNT_PARENT, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_NS, VFSMOUNT_MNT_ROOT,
     TASK_THREAD_INFO, THREAD_INFO_STATUS, TASK_FILES, TASK_FS, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_NSPROXY, NSPROXY_MNT_NS,
-    TASK_CRED, CRED_EUID, CRED_USER_NS, USER_NAMESPACE_NS, MNT_NAMESPACE_NS, NS_COMMON_INUM, TASK_TGID, BINPRM_FILE, TASK_MM, MM_EXE_FILE,
+    TASK_CRED, CRED_UID, CRED_USER_NS, USER_NAMESPACE_NS, MNT_NAMESPACE_NS, NS_COMMON_INUM, TASK_TGID, TASK_LOGINUID,
+    TASK_THREAD_PID, PID_LEVEL, PID_NUMBERS, UPID_NR, UPID_NS, PID_NAMESPACE_NS,
+    TASK_SIGNAL, SIGNAL_STRUCT_LIVE, TASK_MM, MM_EXE_FILE, MM_ARG_START, MM_ARG_END,
+    BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP,
+    TASK_CGROUPS, CSS_SET_SUBSYS, CSS_CGROUP, CSS_PARENT, CGROUP_SELF, CGROUP_KN, CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID,
+    KERNFS_NODE_ID, KERNFS_NODE_NAME,
     FILES_STRUCT_FDT, FDTABLE_FD, FDTABLE_MAX_FDS, FS_STRUCT_ROOT, FS_STRUCT_PWD,
     FILENAME_NAME, OPEN_FLAGS_OPEN_FLAG,
 }
@@ -59,6 +70,13 @@ pub(crate) fn read_user<T: Copy>(address: u64) -> T {
     unsafe { value.assume_init() }
 }
 
+/// Reads NUL-terminated text of kernel memory; what does not fit is cut.
+#[inline(always)]
+pub(crate) fn read_text<const N: usize>(address: u64, to: &mut [u8; N]) {
+    // SAFETY: the helper checks the address itself and writes at most the size that it is given.
+    unsafe { bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), N as u32, address as *const _) };
+}
+
 /// True for a pointer that stands for an errno (`IS_ERR` of include/linux/err.h).
 #[inline(always)]
 pub(crate) fn is_error(pointer: u64) -> bool {
@@ -69,4 +87,11 @@ pub(crate) fn is_error(pointer: u64) -> bool {
 #[inline(always)]
 pub(crate) fn read_path(address: u64, offset: usize) -> (u64, u64) {
     (read(address, offset + constant(&PATH_MNT)), read(address, offset + constant(&PATH_DENTRY)))
+}
+
+/// The id of a `struct cgroup *`: the inode of its directory.
+#[inline(always)]
+pub(crate) fn cgroup_id(cgroup: u64) -> u64 {
+    let node: u64 = read(cgroup, constant(&CGROUP_KN));
+    read(node, constant(&KERNFS_NODE_ID))
 }

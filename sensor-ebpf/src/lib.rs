@@ -1,8 +1,9 @@
 //! The wire ABI: what the kernel side writes and the user side reads, nothing else.
 //!
-//! A record is one [`OpenRecord`], then `path_len` bytes of path, then `requested_len` bytes of the name the process
-//! passed. The path stands as components, leaf first: a little-endian `u16` length and that many bytes
-//! of name each. A length of zero marks a crossing from a mount to the mount it sits on.
+//! A record of an open or an exec is one [`OpenRecord`], then `path_len` bytes of path, then `requested_len` bytes of the
+//! name the process passed, `cwd_len` of its working directory and `args_len` of its arguments. Paths stand as
+//! components, leaf first: a little-endian `u16` length and that many bytes of name each. A length of zero marks a
+//! crossing from a mount to the mount it sits on. Arguments end with a NUL each.
 #![no_std]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -13,9 +14,11 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const NAME_LIMIT: usize = 4095;
 /// Longest requested name with its NUL, in bytes: `PATH_MAX` of include/uapi/linux/limits.h.
 pub const REQUESTED_LIMIT: usize = 4096;
-/// Room for the requested name and the path together, in bytes. A path of 4,096 bytes takes 6,144 at the most,
-/// when every component is one byte long; what goes beyond is flagged [`STATUS_TOO_LONG`].
-pub const BODY_LEN: usize = REQUESTED_LIMIT + 6144 + COMPONENT_LEN + NAME_LIMIT;
+/// Most bytes of a program's arguments that are carried.
+pub const ARGS_LIMIT: usize = 4096;
+/// Room for the requested name, the arguments and the path together, in bytes. A path of 4,096 bytes takes 6,144 at the
+/// most, when every component is one byte long; what goes beyond is flagged [`STATUS_TOO_LONG`].
+pub const BODY_LEN: usize = REQUESTED_LIMIT + ARGS_LIMIT + 6144 + COMPONENT_LEN + NAME_LIMIT;
 /// Length field in front of each component, in bytes.
 pub const COMPONENT_LEN: usize = 2;
 
@@ -31,10 +34,16 @@ pub enum Hook {
     SchedProcessExec = 2,
     /// BTF tracepoint `sched_process_fork`: a [`ForkRecord`].
     SchedProcessFork = 3,
+    /// BTF tracepoint `sched_process_exit`: a [`RecordHeader`] alone.
+    SchedProcessExit = 4,
+    /// BTF tracepoint `cgroup_mkdir`: a [`CgroupRecord`].
+    CgroupMkdir = 5,
+    /// BTF tracepoint `cgroup_rmdir`: a [`CgroupRecord`].
+    CgroupRmdir = 6,
 }
 
 /// Number of [`Hook`]s.
-pub const HOOKS: usize = 4;
+pub const HOOKS: usize = 7;
 /// The first so many of them report opens, the others processes.
 pub const OPEN_HOOKS: usize = 2;
 
@@ -69,6 +78,14 @@ pub const STATUS_FD_REPLACED: u32 = 1 << 6;
 pub const STATUS_REQUESTED_CUT: u32 = 1 << 7;
 /// The requested name was read from user memory after the call, which the process may have changed.
 pub const STATUS_REQUESTED_UNTRUSTED: u32 = 1 << 8;
+/// The path is not the file's but that of the directory which the requested name starts from.
+pub const STATUS_PATH_IS_BASE: u32 = 1 << 9;
+/// The task's root is not that of its mount namespace.
+pub const STATUS_CHROOT: u32 = 1 << 10;
+/// There were more arguments than [`ARGS_LIMIT`], or they could not be read.
+pub const STATUS_ARGS_CUT: u32 = 1 << 11;
+/// What is said of the path so is said of the working directory when shifted left by so many bits.
+pub const STATUS_CWD_SHIFT: u32 = 16;
 
 /// What every record begins with: which record of which program it is, and who caused it.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -85,19 +102,24 @@ pub struct RecordHeader {
     /// A [`Hook`].
     pub hook: u16,
     /// Explicit padding, zero.
-    pub reserved: u16,
+    pub reserved: [u16; 3],
     /// The CPU that ran the hook.
     pub cpu: u32,
-    /// Process id in the initial pid namespace.
+    /// Process id as the pid namespace of the sensor's /proc numbers it; zero if it is not in there.
     pub tgid: u32,
-    /// Thread id in the initial pid namespace.
+    /// Thread id, numbered likewise.
     pub pid: u32,
-    /// Real user id in the initial user namespace.
-    pub uid: u32,
-    /// Real group id in the initial user namespace.
-    pub gid: u32,
-    /// Effective user id in the initial user namespace.
-    pub euid: u32,
+    /// Process id in the initial pid namespace.
+    pub initial_tgid: u32,
+    /// Process id in the innermost pid namespace: what the process takes itself for.
+    pub own_tgid: u32,
+    /// Ids of the initial user namespace, in the order of `struct cred`: real user and group, saved, effective, and
+    /// those for file systems.
+    pub ids: [u32; 8],
+    /// The user who logged in (audit(7)), kept through su(1) and sudo(8); all ones if nobody did.
+    pub login_uid: u32,
+    /// Inode of the task's pid namespace.
+    pub pid_ns: u32,
     /// Inode of the task's user namespace.
     pub user_ns: u32,
     /// Inode of the task's mount namespace.
@@ -118,13 +140,27 @@ pub struct ForkRecord {
     pub header: RecordHeader,
     /// `start_boottime` of the new process, in nanoseconds.
     pub child_start_ns: u64,
-    /// Process id of the new process in the initial pid namespace.
+    /// Process id of the new process, numbered as [`RecordHeader::tgid`].
     pub child: u32,
-    /// Explicit padding, zero.
-    pub reserved: u32,
+    /// The same in the initial pid namespace.
+    pub initial_child: u32,
 }
 
-/// One open, successful or not.
+/// A cgroup was made or removed, in the hierarchy that [`RecordHeader::cgroup_id`] is of; the header is of who did it.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CgroupRecord {
+    /// Who and when.
+    pub header: RecordHeader,
+    /// Its id.
+    pub id: u64,
+    /// Id of the cgroup that it is in.
+    pub parent: u64,
+    /// Its name, padded with NUL. The kernel allows 255 bytes (`NAME_MAX`).
+    pub name: [u8; 256],
+}
+
+/// One open, successful or not; or one exec.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OpenRecord {
@@ -150,12 +186,17 @@ pub struct OpenRecord {
     pub path_len: u32,
     /// Bytes of the requested name that follow them.
     pub requested_len: u32,
-    /// 1 if the path is not the file's but that of the directory which the requested name starts from.
-    pub path_is_base: u32,
+    /// Bytes of path components of the working directory that follow; exec only.
+    pub cwd_len: u32,
+    /// Bytes of arguments that follow; exec only.
+    pub args_len: u32,
+    /// Explicit padding, zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<RecordHeader>() == 96 && align_of::<RecordHeader>() == 8);
-const _: () = assert!(size_of::<ForkRecord>() == 112 && align_of::<ForkRecord>() == 8);
-const _: () = assert!(size_of::<OpenRecord>() == 144 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<RecordHeader>() == 136 && align_of::<RecordHeader>() == 8);
+const _: () = assert!(size_of::<ForkRecord>() == 152 && align_of::<ForkRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 192 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<CgroupRecord>() == 408 && align_of::<CgroupRecord>() == 8);
 // A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
 const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);

@@ -35,8 +35,8 @@ pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
         Hook::DoFilpOpen => SCRATCH_DO_FILP_OPEN.get_ptr_mut(0),
         Hook::SysExit => SCRATCH_SYS_EXIT.get_ptr_mut(0),
         Hook::SchedProcessExec => SCRATCH_SCHED_PROCESS_EXEC.get_ptr_mut(0),
-        // Its record is small and stands on the stack.
-        Hook::SchedProcessFork => None,
+        // Their records are small, and stand on the stack or in the ring.
+        Hook::SchedProcessFork | Hook::SchedProcessExit | Hook::CgroupMkdir | Hook::CgroupRmdir => None,
     }
 }
 

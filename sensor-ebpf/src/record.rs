@@ -1,8 +1,10 @@
 //! A record under construction.
-use aya_ebpf::helpers::generated::{bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user_str};
+use aya_ebpf::helpers::generated::{
+    bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
+};
 use sensor_ebpf::{
-    BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_REQUESTED_CUT,
-    STATUS_TOO_LONG,
+    ARGS_LIMIT, BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_ARGS_CUT,
+    STATUS_REQUESTED_CUT, STATUS_TOO_LONG,
 };
 
 use crate::kernel::{read, read_user};
@@ -85,8 +87,9 @@ impl Builder {
         unsafe { &mut *self.record }
     }
 
+    /// Where the next byte of the body goes.
     #[inline(always)]
-    fn position(self) -> usize {
+    pub(crate) fn position(self) -> usize {
         // SAFETY: points into the scratch; volatile, so that the compiler does not keep it in a register.
         unsafe { self.position.read_volatile() as usize }
     }
@@ -151,6 +154,28 @@ impl Builder {
         position
     }
 
+    /// Appends the arguments of the task: what lies from `start` to `end` of its memory.
+    #[inline(always)]
+    pub(crate) fn put_args(mut self, start: u64, end: u64) {
+        let position = self.position();
+        let whole = end.wrapping_sub(start);
+        let len = whole.min(ARGS_LIMIT as u64) as u32;
+        if position > BODY_LEN - ARGS_LIMIT {
+            return self.flag(STATUS_ARGS_CUT);
+        }
+        // SAFETY: the check above leaves room for the most bytes that are copied.
+        let to = unsafe { self.body.cast::<u8>().add(position) }.cast();
+        // SAFETY: `to` has room for ARGS_LIMIT bytes; the helper checks the source itself.
+        let failed = unsafe { bpf_probe_read_user(to, len, start as *const _) } != 0;
+        if failed || whole > ARGS_LIMIT as u64 {
+            self.flag(STATUS_ARGS_CUT);
+        }
+        if !failed {
+            self.record().args_len = len;
+            self.set_position(position + len as usize);
+        }
+    }
+
     /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
     #[inline(always)]
     pub(crate) fn put_component(self, name: u64, len: u32) -> bool {
@@ -184,7 +209,7 @@ impl Builder {
     pub(crate) fn submit(mut self) {
         let body = self.position();
         // The mask tells the verifier a bound that survives the addition.
-        let len = size_of::<OpenRecord>() + (body & 0x3fff);
+        let len = size_of::<OpenRecord>() + (body & 0x7fff);
         self.record().header.sequence = next_sequence(self.hook);
         if len > size_of::<OpenRecord>() + BODY_LEN {
             return count_loss(self.hook, Loss::Unreadable);

@@ -1,15 +1,16 @@
 //! Who is running.
 use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_current_uid_gid, bpf_get_smp_processor_id,
-    bpf_ktime_get_boot_ns,
+    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
     generated::{bpf_get_current_comm, bpf_get_current_task},
 };
 use sensor_ebpf::{Hook, RecordHeader};
 
 use crate::kernel::{
-    CRED_EUID, CRED_USER_NS, FILE_F_INODE, INODE_I_INO, INODE_I_SB, MM_EXE_FILE, MNT_NAMESPACE_NS, NS_COMMON_INUM,
-    NSPROXY_MNT_NS, SUPER_BLOCK_S_DEV, TASK_CRED, TASK_GROUP_LEADER, TASK_MM, TASK_NSPROXY, TASK_START_BOOTTIME,
-    USER_NAMESPACE_NS, constant, read,
+    CGROUP_CONTROLLER, CRED_UID, CRED_USER_NS, CSS_CGROUP, CSS_SET_SUBSYS, FILE_F_INODE, INODE_I_INO, INODE_I_SB,
+    MM_EXE_FILE, MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, PID_LEVEL, PID_NAMESPACE_NS, PID_NUMBERS,
+    PROC_LEVEL, PROC_PID_NS, SUPER_BLOCK_S_DEV, TASK_CGROUPS, TASK_CRED, TASK_GROUP_LEADER, TASK_LOGINUID,
+    TASK_MM, TASK_NSPROXY, TASK_START_BOOTTIME, TASK_THREAD_PID, UPID_NR, UPID_NS, USER_NAMESPACE_NS, cgroup_id,
+    constant, read,
 };
 
 /// Address of the current `struct task_struct`.
@@ -22,24 +23,22 @@ pub(crate) fn current() -> u64 {
 /// Fills all of the header but the sequence number.
 #[inline(always)]
 pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let uid_gid = bpf_get_current_uid_gid();
-    header.tgid = (pid_tgid >> 32) as u32;
-    header.pid = pid_tgid as u32;
-    header.uid = uid_gid as u32;
-    header.gid = (uid_gid >> 32) as u32;
     header.hook = hook as u16;
     // SAFETY: the helper has no preconditions.
     header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: as above.
-    header.cgroup_id = unsafe { bpf_get_current_cgroup_id() };
-    // SAFETY: as above.
     header.cpu = unsafe { bpf_get_smp_processor_id() };
+    header.cgroup_id = current_cgroup_id();
     let leader: u64 = read(current(), constant(&TASK_GROUP_LEADER));
+    header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
+    number(header, leader);
     let cred: u64 = read(current(), constant(&TASK_CRED));
-    header.euid = read(cred, constant(&CRED_EUID));
+    header.ids = read(cred, constant(&CRED_UID));
     let user_ns: u64 = read(cred, constant(&CRED_USER_NS));
-    header.user_ns = read(user_ns, constant(&USER_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
+    header.user_ns = inode_of_namespace(user_ns, constant(&USER_NAMESPACE_NS));
+    // A kernel without auditing has no such member.
+    header.login_uid =
+        if constant(&TASK_LOGINUID) == 0 { u32::MAX } else { read(current(), constant(&TASK_LOGINUID)) };
     let mm: u64 = read(current(), constant(&TASK_MM));
     let exe: u64 = read(mm, constant(&MM_EXE_FILE));
     let inode: u64 = read(exe, constant(&FILE_F_INODE));
@@ -48,8 +47,64 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.exe_device = read(superblock, constant(&SUPER_BLOCK_S_DEV));
     let nsproxy: u64 = read(current(), constant(&TASK_NSPROXY));
     let mount_ns: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
-    header.mount_ns = read(mount_ns, constant(&MNT_NAMESPACE_NS) + constant(&NS_COMMON_INUM));
-    header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
+    header.mount_ns = inode_of_namespace(mount_ns, constant(&MNT_NAMESPACE_NS));
     // SAFETY: the helper writes at most the size that it is given.
     unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), size_of_val(&header.comm) as u32) };
+}
+
+/// Process and thread id in each numbering.
+#[inline(always)]
+fn number(header: &mut RecordHeader, leader: u64) {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    header.initial_tgid = (pid_tgid >> 32) as u32;
+    let pid: u64 = read(leader, constant(&TASK_THREAD_PID));
+    let level: u32 = read(pid, constant(&PID_LEVEL));
+    let (own, namespace) = upid(pid, level as usize);
+    header.own_tgid = own;
+    header.pid_ns = inode_of_namespace(namespace, constant(&PID_NAMESPACE_NS));
+    if constant(&PROC_LEVEL) == 0 {
+        header.tgid = header.initial_tgid;
+        header.pid = pid_tgid as u32;
+    } else {
+        let thread: u64 = read(current(), constant(&TASK_THREAD_PID));
+        header.tgid = in_proc(pid);
+        header.pid = in_proc(thread);
+    }
+}
+
+/// The number that the sensor's /proc shows for `pid`, a `struct pid *`; zero if it shows none.
+#[inline(always)]
+pub(crate) fn in_proc(pid: u64) -> u32 {
+    let level: u32 = read(pid, constant(&PID_LEVEL));
+    let (number, namespace) = upid(pid, constant(&PROC_LEVEL));
+    let shown = level as usize >= constant(&PROC_LEVEL)
+        && inode_of_namespace(namespace, constant(&PID_NAMESPACE_NS)) as usize == constant(&PROC_PID_NS);
+    if shown { number } else { 0 }
+}
+
+/// Number and namespace of `pid` at a level: an element of `numbers[]`, `struct upid` (include/linux/pid.h).
+#[inline(always)]
+fn upid(pid: u64, level: usize) -> (u32, u64) {
+    const SIZE: usize = 16;
+    let at = constant(&PID_NUMBERS) + (level & 0x3f) * SIZE;
+    (read(pid, at + constant(&UPID_NR)), read(pid, at + constant(&UPID_NS)))
+}
+
+#[inline(always)]
+fn inode_of_namespace(namespace: u64, common: usize) -> u32 {
+    read(namespace, common + constant(&NS_COMMON_INUM))
+}
+
+/// Id of the current task's cgroup in the hierarchy that tells containers apart.
+#[inline(always)]
+fn current_cgroup_id() -> u64 {
+    let controller = constant(&CGROUP_CONTROLLER);
+    if controller == 0 {
+        // SAFETY: the helper has no preconditions.
+        return unsafe { bpf_get_current_cgroup_id() };
+    }
+    // task_css() of include/linux/cgroup.h.
+    let set: u64 = read(current(), constant(&TASK_CGROUPS));
+    let state: u64 = read(set, constant(&CSS_SET_SUBSYS) + (controller - 1) * size_of::<u64>());
+    cgroup_id(read(state, constant(&CSS_CGROUP)))
 }

@@ -1,5 +1,7 @@
 //! One file a hook family: the attach point, and what it makes of its arguments.
+mod cgroup;
 mod filp_open;
 mod open;
 mod process;
 mod sys_exit;
+mod whoami;

@@ -1,5 +1,5 @@
 //! What all hooks make of an open file, and of an open that failed.
-use sensor_ebpf::{Hook, Loss, STATUS_DELETED};
+use sensor_ebpf::{Hook, Loss, STATUS_DELETED, STATUS_PATH_IS_BASE};
 
 use crate::{
     kernel::{
@@ -58,7 +58,7 @@ pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
 /// directory behind `dirfd`.
 #[inline(always)]
 pub(super) fn base(record: &mut Builder, source: Source, dirfd: i32) -> Place {
-    record.record().path_is_base = 1;
+    record.flag(STATUS_PATH_IS_BASE);
     let fs: u64 = read(task::current(), constant(&TASK_FS));
     if source.first() == b'/' {
         read_path(fs, constant(&FS_STRUCT_ROOT))

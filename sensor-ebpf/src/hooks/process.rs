@@ -1,16 +1,20 @@
-//! Who runs what: programs as they are executed, and who made whom.
+//! Who runs what: programs as they are executed, who made whom, and who has ended.
 //!
-//! Exceptions depend on both, and /proc tells neither of a process that has ended.
+//! Exceptions depend on it, and /proc tells nothing of a process that has ended.
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use sensor_ebpf::{ForkRecord, Hook, Loss};
+use sensor_ebpf::{ForkRecord, Hook, Loss, RecordHeader, STATUS_CHROOT};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
 use super::open::{begin, put_file};
 use crate::{
     filter,
-    kernel::{BINPRM_FILE, TASK_START_BOOTTIME, TASK_TGID, constant, read},
+    kernel::{
+        BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP, MM_ARG_END, MM_ARG_START, PROC_LEVEL, SIGNAL_STRUCT_LIVE,
+        TASK_GROUP_LEADER, TASK_MM, TASK_SIGNAL, TASK_START_BOOTTIME, TASK_TGID, TASK_THREAD_PID, constant, read,
+    },
     maps::{EVENTS, count_loss, next_sequence},
-    path::put_path,
+    path::{is_chrooted, put_cwd, put_path},
+    record::{Builder, Kept, Source},
     task,
 };
 
@@ -29,10 +33,31 @@ fn try_sched_process_exec(ctx: &BtfTracePointContext) -> Option<()> {
     let mut record = begin(Hook::SchedProcessExec, 0, 0)?;
     // What runs from here on; of a script, its interpreter.
     let place = put_file(&mut record, read(bprm, constant(&BINPRM_FILE)));
+    if is_chrooted() {
+        record.flag(STATUS_CHROOT);
+    }
+    record.keep(Kept { file: bprm, name: 0, result: 0 });
     put_path(record, place);
     record.end_path();
+    add_details(record);
     record.submit();
     Some(())
+}
+
+/// After the walk: of a script its name, and the working directory and the arguments, before the program can change them.
+#[inline(always)]
+fn add_details(mut record: Builder) {
+    let bprm = record.kept().file;
+    // An interpreter was put in the place of what was asked for (bprm_change_interp(), fs/exec.c).
+    let filename: u64 = read(bprm, constant(&BINPRM_FILENAME));
+    if filename != read::<u64>(bprm, constant(&BINPRM_INTERP)) {
+        record.put_requested(Source::Kernel(filename));
+    }
+    let before = record.position();
+    put_cwd(record);
+    record.record().cwd_len = (record.position() - before) as u32;
+    let mm: u64 = read(task::current(), constant(&TASK_MM));
+    record.put_args(read(mm, constant(&MM_ARG_START)), read(mm, constant(&MM_ARG_END)));
 }
 
 // match-proto: void sched_process_fork(struct task_struct *parent, struct task_struct *child)
@@ -48,15 +73,37 @@ fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 fn try_sched_process_fork(ctx: &BtfTracePointContext) {
     let child: u64 = ctx.arg(1);
     let mut record = ForkRecord::new_zeroed();
+    record.initial_child = read(child, constant(&TASK_TGID));
     task::describe(&mut record.header, Hook::SchedProcessFork);
-    record.child = read(child, constant(&TASK_TGID));
     // A thread is no new process.
-    if record.child == record.header.tgid {
+    if record.initial_child == record.header.initial_tgid {
         return;
+    }
+    record.child = record.initial_child;
+    if constant(&PROC_LEVEL) != 0 {
+        let leader: u64 = read(child, constant(&TASK_GROUP_LEADER));
+        record.child = task::in_proc(read(leader, constant(&TASK_THREAD_PID)));
     }
     record.child_start_ns = read(child, constant(&TASK_START_BOOTTIME));
     record.header.sequence = next_sequence(Hook::SchedProcessFork);
     if EVENTS.output::<[u8]>(record.as_bytes(), 0).is_err() {
         count_loss(Hook::SchedProcessFork, Loss::RingFull);
     }
+}
+
+// match-proto: void sched_process_exit(struct task_struct *p)
+#[btf_tracepoint(function = "sched_process_exit")]
+fn sched_process_exit(_: BtfTracePointContext) -> i32 {
+    let signal: u64 = read(task::current(), constant(&TASK_SIGNAL));
+    // Each thread comes by here, after it was taken off this number (do_exit(), kernel/exit.c).
+    let live: u32 = read(signal, constant(&SIGNAL_STRUCT_LIVE));
+    if live == 0 {
+        let mut header = RecordHeader::new_zeroed();
+        task::describe(&mut header, Hook::SchedProcessExit);
+        header.sequence = next_sequence(Hook::SchedProcessExit);
+        if EVENTS.output::<[u8]>(header.as_bytes(), 0).is_err() {
+            count_loss(Hook::SchedProcessExit, Loss::RingFull);
+        }
+    }
+    0
 }

@@ -43,6 +43,7 @@ struct Member {
 const MAGIC: u16 = 0xeb9f;
 const STRUCT: u32 = 4;
 const UNION: u32 = 5;
+const ENUM: u32 = 6;
 const FUNC: u32 = 12;
 
 impl Type {
@@ -57,7 +58,7 @@ impl Type {
             1 | 14 | 17 => 4,                       // INT, VAR, DECL_TAG
             3 => 12,                                // ARRAY
             STRUCT | UNION | 15 | 19 => 12 * count, // DATASEC, ENUM64
-            6 | 13 => 8 * count,                    // ENUM, FUNC_PROTO
+            ENUM | 13 => 8 * count,                 // FUNC_PROTO too
             2 | 7..=12 | 16 | 18 => 0,              // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
             _ => return None,
         })
@@ -116,6 +117,19 @@ impl Types {
         self.types.iter().filter(is_it).find_map(|(t, at)| self.member(*t, *at, members, 0))
     }
 
+    /// Value of an enumerator of the enumeration `of`.
+    pub(super) fn enumerator(&self, of: &str, name: &str) -> Option<u32> {
+        let is_it = |(t, _): &&(Type, usize)| t.kind() == ENUM && self.name(t.name) == of.as_bytes();
+        self.types.iter().filter(is_it).find_map(|(t, at)| {
+            let bytes = self.raw.get(*at..at + t.trailing()?)?;
+            // `struct btf_enum`: name and value.
+            bytes.chunks_exact(8).find_map(|chunk| {
+                let [found, value] = <[u32; 2]>::read_from_bytes(chunk).ok()?;
+                (self.name(found) == name.as_bytes()).then_some(value)
+            })
+        })
+    }
+
     fn member(&self, of: Type, at: usize, wanted: &[&str], depth: u32) -> Option<u32> {
         // C nests unnamed members a few deep; a loop in a damaged BTF must end.
         if depth > 8 {
@@ -142,12 +156,13 @@ mod tests {
 
     /// A little BTF: struct s { int a; union { int b; int c; }; } with offsets 0, 8, 8 bytes.
     fn sample() -> Vec<u8> {
-        let strings = b"\0s\0a\0b\0c\0do_it\0";
+        let strings = b"\0s\0a\0b\0c\0do_it\0e\0";
         let word = |w: &[u32]| w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
         let mut types = word(&[0, 1 << 24, 4, 32]); // 1: INT
         types.extend(word(&[0, UNION << 24 | 2, 4, 5, 1, 0, 7, 1, 0])); // 2: union of b and c
         types.extend(word(&[1, STRUCT << 24 | 2, 12, 3, 1, 0, 0, 2, 64])); // 3: struct s
         types.extend(word(&[9, FUNC << 24, 0])); // 4: do_it
+        types.extend(word(&[15, ENUM << 24 | 2, 4, 3, 7, 5, 8])); // 5: enum e { a = 7, b = 8 }
         let mut raw = word(&[u32::from(MAGIC) | 1 << 16, 24, 0, types.len() as u32]);
         raw.extend(word(&[types.len() as u32, strings.len() as u32]));
         raw.extend(types);
@@ -163,6 +178,7 @@ mod tests {
         assert_eq!(types.offset("s", &["d"]), None);
         assert_eq!(types.offset("t", &["a"]), None);
         assert!(types.has_function("do_it") && !types.has_function("a"));
+        assert_eq!((types.enumerator("e", "b"), types.enumerator("e", "c")), (Some(8), None));
     }
 
     #[test]
@@ -171,6 +187,7 @@ mod tests {
         for len in 0..whole.len() {
             if let Some(types) = Types::parse(whole[..len].to_vec()) {
                 types.offset("s", &["c"]);
+                types.enumerator("e", "c");
             }
         }
         for at in 0..whole.len() {

@@ -1,16 +1,17 @@
 //! Bytes of the ring to [`Event`]. The bytes come from our own program, but are checked like a stranger's.
 use jiff::{SignedDuration, Timestamp};
 use sensor_ebpf::{
-    COMPONENT_LEN, ForkRecord, Hook, OpenRecord, RecordHeader, STATUS_DELETED, STATUS_DETACHED,
-    STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_REQUESTED_CUT,
+    COMPONENT_LEN, CgroupRecord, ForkRecord, Hook, OpenRecord, RecordHeader, STATUS_ARGS_CUT, STATUS_CHROOT,
+    STATUS_CWD_SHIFT, STATUS_DELETED, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE,
+    STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_PATH_IS_BASE, STATUS_REQUESTED_CUT,
     STATUS_REQUESTED_UNTRUSTED, STATUS_TOO_LONG,
 };
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
 
 use crate::{
-    event::{Call, CaptureMode, Event, File, Name, PathStatus, flags},
-    observation::{Exec, Fork, Identity, Observation},
+    event::{Args, Call, CaptureMode, Event, File, Ids, Name, PathStatus, flags},
+    observation::{CgroupMade, Exec, Fork, Identity, Observation},
 };
 
 /// The order is that of [`PathStatus`], so that an event's list is sorted.
@@ -38,48 +39,73 @@ impl Decoder {
     /// Reads one record; None if it is not one.
     pub(super) fn decode(&self, bytes: &[u8]) -> Option<Observation> {
         let (header, _) = RecordHeader::read_from_prefix(bytes).ok()?;
-        let process = Identity { pid: header.tgid, start_ns: header.start_ns };
-        if header.hook == Hook::SchedProcessFork as u16 {
+        let is = |hook: Hook| header.hook == hook as u16;
+        if is(Hook::DoFilpOpen) || is(Hook::SysExit) {
+            return Some(Observation::Open(self.open(&Body::read(bytes)?)?));
+        }
+        let process = Identity { pid: seen_as(header.tgid, header.initial_tgid), start_ns: header.start_ns };
+        if is(Hook::SchedProcessExec) {
+            return Some(Observation::Exec(exec(process, &Body::read(bytes)?)?));
+        }
+        if is(Hook::SchedProcessFork) {
             let (record, _) = ForkRecord::read_from_prefix(bytes).ok()?;
-            let child = Identity { pid: record.child, start_ns: record.child_start_ns };
-            return Some(Observation::Fork(Fork { parent: process, child }));
+            let pid = seen_as(record.child, record.initial_child);
+            let child = Identity { pid, start_ns: record.child_start_ns };
+            return Some(Observation::Fork(Fork { parent: process, cgroup_id: header.cgroup_id, child }));
         }
-        let event = self.open(bytes)?;
-        if header.hook == Hook::SchedProcessExec as u16 {
-            let file = event.file.as_ref();
-            let (device, inode) = (file.map_or(0, |file| file.device), file.map_or(0, |file| file.inode));
-            return Some(Observation::Exec(Exec { process, path: event.path, device, inode }));
+        if is(Hook::SchedProcessExit) {
+            return Some(Observation::Exit(process));
         }
-        Some(Observation::Open(event))
+        let (record, _) = CgroupRecord::read_from_prefix(bytes).ok()?;
+        if is(Hook::CgroupRmdir) {
+            return Some(Observation::CgroupRemoved(record.id));
+        }
+        let CgroupRecord { id, parent, name, .. } = record;
+        let name = until_nul(&name).to_vec().into();
+        let made = CgroupMade { id, parent, name, by: process, maker: header.cgroup_id };
+        is(Hook::CgroupMkdir).then_some(Observation::CgroupMade(made))
     }
 
-    fn open(&self, bytes: &[u8]) -> Option<Event> {
-        let (record, body) = OpenRecord::read_from_prefix(bytes).ok()?;
-        let (path, requested) = body.split_at_checked(record.path_len as usize)?;
+    fn open(&self, body: &Body<'_>) -> Option<Event> {
+        let Body { record, path, requested, .. } = body;
         let path = assemble(path, record.status)?;
-        let requested = requested.get(..record.requested_len as usize)?;
-        let (path, base) = if record.path_is_base != 0 { (Vec::new(), path) } else { (path, Vec::new()) };
+        let (path, base) =
+            if record.status & STATUS_PATH_IS_BASE != 0 { (Vec::new(), path) } else { (path, Vec::new()) };
         let header = record.header;
         let time = self.boot_time.checked_add(SignedDuration::from_nanos(header.time_ns as i64)).ok()?;
         let opened = record.inode_mode != 0;
-        let comm = header.comm.split(|byte| *byte == 0).next().unwrap_or_default();
+        let pid = seen_as(header.tgid, header.initial_tgid);
+        let [uid, gid, suid, sgid, euid, egid, fsuid, fsgid] = header.ids;
         Some(Event {
             time,
             boot_id: self.boot_id,
             mode: self.mode,
             cpu: header.cpu,
             sequence: header.sequence,
-            pid: header.tgid,
-            tid: header.pid,
+            pid,
+            tid: if header.pid == 0 { pid } else { header.pid },
+            initial_pid: (header.initial_tgid != pid).then_some(header.initial_tgid),
+            own_pid: (header.own_tgid != pid).then_some(header.own_tgid),
             start_ns: header.start_ns,
+            started: self.boot_time.checked_add(SignedDuration::from_nanos(header.start_ns as i64)).ok(),
             cgroup_id: header.cgroup_id,
-            uid: header.uid,
-            gid: header.gid,
-            euid: Some(header.euid),
+            ids: Ids {
+                uid,
+                gid,
+                euid: Some(euid),
+                egid: Some(egid),
+                suid: Some(suid),
+                sgid: Some(sgid),
+                fsuid: Some(fsuid),
+                fsgid: Some(fsgid),
+            },
+            // AUDIT_UID_UNSET of include/uapi/linux/audit.h.
+            login_uid: (header.login_uid != u32::MAX).then_some(header.login_uid),
             user_ns: Some(header.user_ns),
             mount_ns: Some(header.mount_ns),
+            pid_ns: Some(header.pid_ns),
             program: Some((header.exe_device, header.exe_inode)),
-            comm: comm.to_vec().into(),
+            comm: until_nul(&header.comm).to_vec().into(),
             call: Call::Open,
             flags: record.flags,
             result: record.result,
@@ -97,6 +123,63 @@ impl Decoder {
             status: STATUS.iter().filter(|(bit, _)| record.status & bit != 0).map(|(_, status)| *status).collect(),
         })
     }
+}
+
+/// A record of an open or an exec, and its parts.
+struct Body<'a> {
+    record: OpenRecord,
+    path: &'a [u8],
+    requested: &'a [u8],
+    cwd: &'a [u8],
+    args: &'a [u8],
+}
+
+impl<'a> Body<'a> {
+    fn read(bytes: &'a [u8]) -> Option<Self> {
+        let (record, rest) = OpenRecord::read_from_prefix(bytes).ok()?;
+        let (path, rest) = rest.split_at_checked(record.path_len as usize)?;
+        let (requested, rest) = rest.split_at_checked(record.requested_len as usize)?;
+        let (cwd, rest) = rest.split_at_checked(record.cwd_len as usize)?;
+        let args = rest.get(..record.args_len as usize)?;
+        Some(Self { record, path, requested, cwd, args })
+    }
+}
+
+fn exec(process: Identity, body: &Body<'_>) -> Option<Exec> {
+    let Body { record, path, requested, cwd, args } = body;
+    let path = assemble(path, record.status)?;
+    let cwd = assemble(cwd, record.status >> STATUS_CWD_SHIFT)?;
+    Some(Exec {
+        process,
+        cgroup_id: record.header.cgroup_id,
+        mount_ns: record.header.mount_ns,
+        path: (!path.is_empty()).then(|| path.into()),
+        device: record.device,
+        inode: record.inode,
+        script: script(&cwd, requested),
+        chroot: record.status & STATUS_CHROOT != 0,
+        cwd: (!cwd.is_empty()).then(|| cwd.into()),
+        args: Args::new(args),
+        args_cut: record.status & STATUS_ARGS_CUT != 0,
+    })
+}
+
+/// The path of a script that was asked for by this name. None of a name that goes up: with symbolic links, its letters do
+/// not tell where to.
+fn script(cwd: &[u8], requested: &[u8]) -> Option<Name> {
+    let up = requested.split(|byte| *byte == b'/').any(|name| name == b"..");
+    let base = if requested.starts_with(b"/") { b"/" } else { cwd };
+    (!requested.is_empty() && !up).then(|| join(base, requested))
+}
+
+/// A process as the node's /proc numbers it; one that is not in there, beside the node, by its number in the initial
+/// namespace.
+fn seen_as(in_proc: u32, initial: u32) -> u32 {
+    if in_proc == 0 { initial } else { in_proc }
+}
+
+fn until_nul(bytes: &[u8]) -> &[u8] {
+    bytes.split(|byte| *byte == 0).next().unwrap_or_default()
 }
 
 /// Joins components that come leaf first. Only a path that reached its root begins with a slash.
@@ -161,11 +244,11 @@ mod tests {
             path.extend(*name);
         }
         let mut fixed = OpenRecord::read_from_bytes(&[0; size_of::<OpenRecord>()]).unwrap();
-        fixed.header = RecordHeader { sequence: 7, tgid: 42, ..fixed.header };
+        fixed.header = RecordHeader { sequence: 7, tgid: 42, initial_tgid: 42, ..fixed.header };
         fixed.header.comm[..3].copy_from_slice(b"cat");
         (fixed.status, fixed.result, fixed.inode_mode) = (status, result, if result == 0 { 0o100_644 } else { 0 });
         (fixed.requested_len, fixed.path_len) = (requested.len() as u32, path.len() as u32);
-        fixed.path_is_base = u32::from(result != 0);
+        fixed.status |= if result == 0 { 0 } else { STATUS_PATH_IS_BASE };
         [fixed.as_bytes(), &path, requested].concat()
     }
 
@@ -203,30 +286,96 @@ mod tests {
         }
     }
 
+    /// A record of an exec with script, working directory and arguments.
+    fn exec_record(script: &[u8], cwd: &[u8], status: u32) -> Vec<u8> {
+        let mut bytes = record(script, &[b"sh", b"bin"], status, 0);
+        bytes[std::mem::offset_of!(RecordHeader, hook)] = Hook::SchedProcessExec as u8;
+        let (args, cwd) = (&b"sh\0-x\0\0"[..], [&(cwd.len() as u16).to_le_bytes()[..], cwd].concat());
+        for (at, len) in [
+            (std::mem::offset_of!(OpenRecord, cwd_len), cwd.len()),
+            (std::mem::offset_of!(OpenRecord, args_len), args.len()),
+        ] {
+            bytes[at..at + 4].copy_from_slice(&(len as u32).to_le_bytes());
+        }
+        [&bytes[..], &cwd, args].concat()
+    }
+
+    fn exec(bytes: &[u8]) -> Exec {
+        match decoder().decode(bytes) {
+            Some(Observation::Exec(exec)) => exec,
+            other => panic!("{other:?}"),
+        }
+    }
+
     #[test]
-    fn processes_are_told_from_opens() {
-        let mut exec = record(b"", &[b"sh", b"bin"], 0, 0);
-        let hook = std::mem::offset_of!(RecordHeader, hook);
-        exec[hook] = Hook::SchedProcessExec as u8;
+    fn an_exec_has_its_arguments_and_where_its_script_lies() {
+        let told = exec(&exec_record(b"", b"work", 0));
+        assert_eq!((told.process.pid, told.path, told.script), (42, Some("/bin/sh".into()), None));
+        assert_eq!((told.cwd, told.args, told.args_cut), (Some("/work".into()), Args::new(b"sh\0-x\0\0"), false));
+        for (script, want) in [
+            (&b"./run"[..], Some("/work/run")),
+            (b"/opt/run", Some("/opt/run")),
+            // With a symbolic link in it, this is anywhere.
+            (b"/opt/x/../run", None),
+            (b"..", None),
+        ] {
+            assert_eq!(exec(&exec_record(script, b"work", 0)).script, want.map(Name::from), "{script:?}");
+        }
+        // A working directory that is not whole leads nowhere.
+        let cut = exec(&exec_record(b"run", b"work", STATUS_TOO_LONG << STATUS_CWD_SHIFT | STATUS_ARGS_CUT));
+        assert_eq!((cut.script, cut.cwd, cut.args_cut), (Some("work/run".into()), Some("work".into()), true));
+        assert!(exec(&exec_record(b"", b"work", STATUS_CHROOT)).chroot && !cut.chroot);
+    }
+
+    #[test]
+    fn processes_and_cgroups_are_told_from_opens() {
         let process = Identity { pid: 42, start_ns: 0 };
-        let want = Exec { process, path: Some("/bin/sh".into()), device: 0, inode: 0 };
-        assert_eq!(decoder().decode(&exec), Some(Observation::Exec(want)));
         let mut fork = ForkRecord::read_from_bytes(&[0; size_of::<ForkRecord>()]).unwrap();
         fork.header.hook = Hook::SchedProcessFork as u16;
-        (fork.header.tgid, fork.child, fork.child_start_ns) = (42, 43, 9);
-        let want = Fork { parent: process, child: Identity { pid: 43, start_ns: 9 } };
+        (fork.header.tgid, fork.child, fork.child_start_ns, fork.header.cgroup_id) = (42, 43, 9, 7);
+        let child = Identity { pid: 43, start_ns: 9 };
+        let want = Fork { parent: process, cgroup_id: 7, child };
         assert_eq!(decoder().decode(fork.as_bytes()), Some(Observation::Fork(want)));
-        assert_eq!(decoder().decode(&fork.as_bytes()[..100]), None);
+        assert_eq!(decoder().decode(&fork.as_bytes()[..140]), None);
+        fork.header.hook = Hook::SchedProcessExit as u16;
+        assert_eq!(decoder().decode(fork.header.as_bytes()), Some(Observation::Exit(process)));
+
+        let mut cgroup = CgroupRecord::read_from_bytes(&[0; size_of::<CgroupRecord>()]).unwrap();
+        (cgroup.header, cgroup.id, cgroup.parent) = (fork.header, 9, 8);
+        cgroup.header.hook = Hook::CgroupMkdir as u16;
+        cgroup.name.fill(b'x');
+        let name = Name::from(vec![b'x'; 256]);
+        let want = CgroupMade { id: 9, parent: 8, name, by: process, maker: 7 };
+        assert_eq!(decoder().decode(cgroup.as_bytes()), Some(Observation::CgroupMade(want)));
+        cgroup.header.hook = Hook::CgroupRmdir as u16;
+        assert_eq!(decoder().decode(cgroup.as_bytes()), Some(Observation::CgroupRemoved(9)));
+        cgroup.header.hook = 99;
+        assert_eq!(decoder().decode(cgroup.as_bytes()), None);
+    }
+
+    #[test]
+    fn a_process_that_the_nodes_proc_does_not_show_has_its_initial_number() {
+        let mut bytes = record(b"", &[b"x"], 0, 0);
+        let mut set = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        set(std::mem::offset_of!(RecordHeader, initial_tgid), 4711);
+        set(std::mem::offset_of!(RecordHeader, own_tgid), 1);
+        let event = open(&bytes);
+        assert_eq!((event.pid, event.initial_pid, event.own_pid), (42, Some(4711), Some(1)));
+        let mut set = |at: usize, value: u32| bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
+        set(std::mem::offset_of!(RecordHeader, tgid), 0);
+        let event = open(&bytes);
+        assert_eq!((event.pid, event.tid, event.initial_pid), (4711, 4711, None));
     }
 
     #[test]
     fn short_or_lying_records_are_refused_without_a_panic() {
-        let whole = record(b"req", &[b"shadow", b"etc"], 0, -2);
-        assert!((0..whole.len()).all(|len| decoder().decode(&whole[..len]).is_none()));
-        for at in 0..whole.len() {
-            let mut bent = whole.clone();
-            bent[at] ^= 0xff;
-            decoder().decode(&bent);
+        for whole in [record(b"req", &[b"shadow", b"etc"], 0, -2), exec_record(b"x", b"work", 0)] {
+            assert!((0..whole.len()).all(|len| decoder().decode(&whole[..len]).is_none()));
+            for at in 0..whole.len() {
+                let mut bent = whole.clone();
+                bent[at] ^= 0xff;
+                decoder().decode(&bent);
+            }
         }
     }
 }

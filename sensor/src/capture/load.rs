@@ -1,27 +1,28 @@
 //! Loads and attaches the kernel side in the best mode that this kernel allows.
+use std::os::unix::fs::MetadataExt as _;
+
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
-    programs::{BtfTracePoint, FExit},
+    maps::Array,
+    programs::{BtfTracePoint, FExit, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use rustix::process::{Resource, Rlimit};
 
 use super::{Config, Error, Mode, btf::Types, offsets};
-use crate::event::CaptureMode;
+use crate::{event::CaptureMode, hierarchy::Hierarchy};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwatch-ebpf"));
 
 /// The function that every open passes, newest name first: `do_file_open` from 7.3, the other before.
 const OPEN_FUNCTIONS: [&str; 2] = ["do_file_open", "do_filp_open"];
 
-/// Tracepoints that tell who runs what, in every mode.
-const PROCESS_TRACEPOINTS: [&str; 2] = ["sched_process_exec", "sched_process_fork"];
+/// Tracepoints that tell who runs what and where, in every mode.
+const PROCESS_TRACEPOINTS: [&str; 5] =
+    ["sched_process_exec", "sched_process_fork", "sched_process_exit", "cgroup_mkdir", "cgroup_rmdir"];
 
 /// Loads and attaches; says which mode it came to.
-pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
+pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, CaptureMode), Error> {
     permitted()?;
-    if config.skip_self {
-        in_initial_pid_namespace()?;
-    }
     // Before 5.11 maps count against this limit; later kernels ignore it, so a refusal is no error.
     let unlimited = Rlimit { current: None, maximum: None };
     if let Err(why) = rustix::process::setrlimit(Resource::Memlock, unlimited) {
@@ -29,8 +30,16 @@ pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
     }
     let types = Types::of_this_kernel()?;
     let mut globals = offsets::look_up(&types)?;
-    let own_tgid = if config.skip_self { std::process::id() } else { 0 };
-    globals.extend([("SELF_TGID", own_tgid), ("WALK_ROUNDS", config.walk_rounds)]);
+    globals.extend([("WALK_ROUNDS", config.walk_rounds), ("CGROUP_HIERARCHY", hierarchy.number)]);
+    if let Some(controller) = hierarchy.controller {
+        let name = format!("{controller}_cgrp_id");
+        let number = types.enumerator("cgroup_subsys_id", &name);
+        let number = number.ok_or(Error::MissingMember("cgroup_subsys", name))?;
+        globals.push(("CGROUP_CONTROLLER", number + 1));
+    }
+    let own = whoami(&globals)?;
+    let own_tgid = if config.skip_self { own.tgid } else { 0 };
+    globals.extend([("SELF_TGID", own_tgid), ("PROC_LEVEL", own.level), ("PROC_PID_NS", own.namespace)]);
     let btf = Btf::from_sys_fs().map_err(|why| Error::Load("the kernel's BTF", why.into()))?;
 
     let try_fexit = || fexit(&types, &globals, config, &btf).map(|bpf| (bpf, CaptureMode::Fexit));
@@ -53,7 +62,7 @@ pub(super) fn load(config: &Config) -> Result<(Ebpf, CaptureMode), Error> {
 fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Ebpf, Error> {
     let function = OPEN_FUNCTIONS.into_iter().find(|name| types.has_function(name));
     let function = function.ok_or_else(|| Error::MissingFunction(OPEN_FUNCTIONS.join(" or ")))?;
-    let mut bpf = object(globals, config)?;
+    let mut bpf = object(globals, config.ring.as_u64())?;
     let program: &mut FExit = program(&mut bpf, "do_filp_open")?;
     program.load(function, btf).map_err(|why| Error::Load("do_filp_open", why.into()))?;
     program.attach().map_err(|why| Error::Load("do_filp_open", why.into()))?;
@@ -62,7 +71,7 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
 }
 
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Ebpf, Error> {
-    let mut bpf = object(globals, config)?;
+    let mut bpf = object(globals, config.ring.as_u64())?;
     attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     Ok(bpf)
@@ -77,10 +86,9 @@ fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Resu
     Ok(())
 }
 
-fn object(globals: &[(&str, u32)], config: &Config) -> Result<Ebpf, Error> {
+fn object(globals: &[(&str, u32)], ring: u64) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
-    let ring_bytes = u32::try_from(config.ring.as_u64()).unwrap_or(u32::MAX);
-    loader.map_max_entries("EVENTS", ring_bytes);
+    loader.map_max_entries("EVENTS", u32::try_from(ring).unwrap_or(u32::MAX));
     for (name, value) in globals {
         loader.override_global(name, value, true);
     }
@@ -95,13 +103,47 @@ where
     found.try_into().map_err(|why: aya::programs::ProgramError| Error::Load(name, why.into()))
 }
 
-/// The kernel side knows the sensor by its pid in the initial namespace.
-fn in_initial_pid_namespace() -> Result<(), Error> {
+/// The sensor, as the kernel side knows it.
+struct Own {
+    /// Process id in the initial pid namespace.
+    tgid: u32,
+    /// Depth of the pid namespace that /proc shows.
+    level: u32,
+    /// Inode of that namespace.
+    namespace: u32,
+}
+
+/// Asks the kernel, unless it is plain: a process in a pid namespace of its own cannot tell from /proc what it is called
+/// outside.
+fn whoami(globals: &[(&str, u32)]) -> Result<Own, Error> {
     // PROC_PID_INIT_INO of include/linux/proc_ns.h
-    const INITIAL: &str = "pid:[4026531836]";
+    const INITIAL: u32 = 0xEFFF_FFFC;
     const OWN: &str = "/proc/self/ns/pid";
-    let own = std::fs::read_link(OWN).map_err(|why| Error::Io(OWN, why))?;
-    if own.as_os_str() == INITIAL { Ok(()) } else { Err(Error::PidNamespace) }
+    let namespace =
+        |file| std::fs::metadata(file).map(|found| found.ino() as u32).map_err(|why| Error::Io(file, why));
+    if namespace(OWN)? == INITIAL {
+        return Ok(Own { tgid: std::process::id(), level: 0, namespace: INITIAL });
+    }
+    const NAME: &str = "whoami";
+    let mut bpf = object(globals, 4096)?;
+    let program: &mut RawTracePoint = program(&mut bpf, NAME)?;
+    program.load().map_err(|why| Error::Load(NAME, why.into()))?;
+    program.test_run(RawTracePointRunOptions::default()).map_err(|why| Error::Load(NAME, why.into()))?;
+    let answer = bpf.map("WHOAMI").ok_or(Error::MissingProgram("WHOAMI"))?;
+    let answer = Array::<_, [u32; 2]>::try_from(answer).and_then(|answer| answer.get(&0, 0));
+    let [tgid, own_level] = answer.map_err(|why| Error::Load(NAME, why.into()))?;
+    // The numbers of this process in the namespace that /proc shows, and in each that is in it, down to its own
+    // (proc_pid_status(5)).
+    const STATUS: &str = "/proc/self/status";
+    let status = std::fs::read_to_string(STATUS).map_err(|why| Error::Io(STATUS, why))?;
+    let numbers = status
+        .lines()
+        .find_map(|line| line.strip_prefix("NSpid:"))
+        .map_or(1, |rest| rest.split_ascii_whitespace().count());
+    let level = own_level.saturating_sub((numbers as u32).saturating_sub(1));
+    // Process 1 of a /proc is in its namespace, whoever else is not.
+    let namespace = namespace("/proc/1/ns/pid")?;
+    Ok(Own { tgid, level, namespace })
 }
 
 /// Checks the capabilities that loading needs, so that a refusal names them instead of a system call.

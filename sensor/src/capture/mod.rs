@@ -28,7 +28,9 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use self::decode::Decoder;
-use crate::{event::CaptureMode, metrics::Metrics, notice::Notices, observation::Observation};
+use crate::{
+    event::CaptureMode, hierarchy::Hierarchy, metrics::Metrics, notice::Notices, observation::Observation,
+};
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
 const QUEUE: usize = 8192;
@@ -99,11 +101,6 @@ pub enum Error {
         "not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo"
     )]
     NotPermitted,
-    /// The sensor cannot tell its own opens from others'.
-    #[error(
-        "the sensor is in a pid namespace of its own, where it cannot tell its own opens from others': give its container the host's pid namespace (docker run --pid=host, hostPID: true)"
-    )]
-    PidNamespace,
     /// The kernel does not describe itself.
     #[error(
         "this kernel has no type information at {}: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
@@ -161,16 +158,19 @@ struct Seen {
 }
 
 impl Capture {
-    /// Loads and attaches the programs. Opens are recorded from here on, and read once it runs.
+    /// Loads and attaches the programs. Opens are recorded from here on, and read once it runs; their cgroup ids are those
+    /// of `hierarchy`.
     ///
     /// # Errors
     /// See [`Error`].
     pub fn new(
         config: &Config,
+        hierarchy: &Hierarchy,
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let (mut programs, mode) = load::load(config)?;
+        let (mut programs, mode) = load::load(config, hierarchy)?;
+        give_memory_back();
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
         let mut counters = |name| PerCpuArray::try_from(map(name)?).map_err(|why| Error::Load(name, why.into()));
@@ -308,6 +308,16 @@ fn growth(counters: &PerCpuArray<MapData, u64>, slot: usize, seen: &mut u64) -> 
     let new = total.saturating_sub(*seen);
     *seen = total;
     Ok(new)
+}
+
+/// The kernel's types took some 20 MiB to read and are needed no more; the C library would keep them for later.
+fn give_memory_back() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: it has no preconditions, and changes nothing that is in use.
+    #[expect(unsafe_code, reason = "only the C library can do it")]
+    unsafe {
+        libc::malloc_trim(0)
+    };
 }
 
 /// The id of this boot, which the kernel draws at random.

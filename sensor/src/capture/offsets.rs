@@ -32,15 +32,37 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("TASK_NSPROXY", "task_struct", &["nsproxy"]),
     ("NSPROXY_MNT_NS", "nsproxy", &["mnt_ns"]),
     ("TASK_CRED", "task_struct", &["cred"]),
-    ("CRED_EUID", "cred", &["euid"]),
+    ("CRED_UID", "cred", &["uid"]),
     ("CRED_USER_NS", "cred", &["user_ns"]),
     ("USER_NAMESPACE_NS", "user_namespace", &["ns"]),
     ("MNT_NAMESPACE_NS", "mnt_namespace", &["ns"]),
     ("TASK_TGID", "task_struct", &["tgid"]),
+    ("TASK_THREAD_PID", "task_struct", &["thread_pid"]),
+    ("TASK_SIGNAL", "task_struct", &["signal"]),
+    ("TASK_CGROUPS", "task_struct", &["cgroups"]),
     ("TASK_MM", "task_struct", &["mm"]),
+    ("SIGNAL_STRUCT_LIVE", "signal_struct", &["live"]),
+    ("PID_LEVEL", "pid", &["level"]),
+    ("PID_NUMBERS", "pid", &["numbers"]),
+    ("UPID_NR", "upid", &["nr"]),
+    ("UPID_NS", "upid", &["ns"]),
+    ("PID_NAMESPACE_NS", "pid_namespace", &["ns"]),
     ("MM_EXE_FILE", "mm_struct", &["exe_file"]),
+    ("MM_ARG_START", "mm_struct", &["arg_start"]),
+    ("MM_ARG_END", "mm_struct", &["arg_end"]),
     ("BINPRM_FILE", "linux_binprm", &["file"]),
+    ("BINPRM_FILENAME", "linux_binprm", &["filename"]),
+    ("BINPRM_INTERP", "linux_binprm", &["interp"]),
     ("NS_COMMON_INUM", "ns_common", &["inum"]),
+    ("CSS_SET_SUBSYS", "css_set", &["subsys"]),
+    ("CSS_CGROUP", "cgroup_subsys_state", &["cgroup"]),
+    ("CSS_PARENT", "cgroup_subsys_state", &["parent"]),
+    ("CGROUP_SELF", "cgroup", &["self"]),
+    ("CGROUP_KN", "cgroup", &["kn"]),
+    ("CGROUP_ROOT", "cgroup", &["root"]),
+    ("CGROUP_ROOT_HIERARCHY_ID", "cgroup_root", &["hierarchy_id"]),
+    ("KERNFS_NODE_ID", "kernfs_node", &["id"]),
+    ("KERNFS_NODE_NAME", "kernfs_node", &["name"]),
     ("FILES_STRUCT_FDT", "files_struct", &["fdt"]),
     ("FDTABLE_FD", "fdtable", &["fd"]),
     ("FDTABLE_MAX_FDS", "fdtable", &["max_fds"]),
@@ -50,13 +72,17 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("OPEN_FLAGS_OPEN_FLAG", "open_flags", &["open_flag"]),
 ];
 
+/// Likewise; what such a member tells is unknown on kernels that lack it.
+const OPTIONAL: &[(&str, &str, &[&str])] = &[("TASK_LOGINUID", "task_struct", &["loginuid"])];
+
 /// The value of every global, for this kernel.
 pub(super) fn look_up(types: &Types) -> Result<Vec<(&'static str, u32)>, Error> {
-    MEMBERS
+    let needed = MEMBERS.iter().map(|(global, structure, members)| {
+        let offset = types.offset(structure, members);
+        Ok((*global, offset.ok_or_else(|| Error::MissingMember(structure, members.join(" or ")))?))
+    });
+    let optional = OPTIONAL
         .iter()
-        .map(|(global, structure, members)| {
-            let offset = types.offset(structure, members);
-            Ok((*global, offset.ok_or_else(|| Error::MissingMember(structure, members.join(" or ")))?))
-        })
-        .collect()
+        .filter_map(|(global, structure, members)| Some(Ok((*global, types.offset(structure, members)?))));
+    needed.chain(optional).collect()
 }

@@ -1,10 +1,17 @@
 //! What the stages hand to each other: an open as captured, and the same with who did it.
-use std::{collections::BTreeMap, fmt};
+mod name;
+mod opener;
 
-use bstr::{BString, ByteVec as _};
+use std::fmt;
+
 use jiff::Timestamp;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use uuid::Uuid;
+
+pub use self::{
+    name::{Args, Name},
+    opener::{ANCESTORS, Container, Enriched, Enrichment, Missing, Owner, Place, Pod, Program, Workload},
+};
 
 /// Flags of open(2) and of `f_mode` that the sensor asks about, as the kernel numbers them on x86_64 and arm64.
 pub mod flags {
@@ -24,77 +31,6 @@ pub mod flags {
     pub const EXEC: u32 = 0x20;
     /// In `f_mode`: this open created the file (`FMODE_CREATED`, include/linux/fs.h).
     pub const MODE_CREATED: u32 = 0x10_0000;
-}
-
-/// Bytes that a process chose: a path, a name. Not always UTF-8, never safe for a terminal.
-///
-/// Shown and serialised as text in which every control character, backslash and invalid byte is escaped
-/// (`\n`, `\\`, `\xff`); reading that text gives the same bytes back.
-#[derive(Clone, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Name(BString);
-
-impl Name {
-    /// The bytes as the kernel has them.
-    #[must_use]
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
-
-impl From<Vec<u8>> for Name {
-    fn from(bytes: Vec<u8>) -> Self {
-        Self(bytes.into())
-    }
-}
-
-impl From<&str> for Name {
-    fn from(text: &str) -> Self {
-        Self(text.into())
-    }
-}
-
-/// True for characters that change the order in which a terminal shows the rest of the line, or end the line.
-fn reorders(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-impl fmt::Display for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let escaped =
-            |f: &mut fmt::Formatter<'_>, bytes: &[u8]| bytes.iter().try_for_each(|b| write!(f, "\\x{b:02x}"));
-        for part in self.0.utf8_chunks() {
-            for c in part.valid().chars() {
-                match c {
-                    '\\' => f.write_str("\\\\")?,
-                    '\n' => f.write_str("\\n")?,
-                    '\t' => f.write_str("\\t")?,
-                    c if c.is_control() || reorders(c) => escaped(f, c.encode_utf8(&mut [0; 4]).as_bytes())?,
-                    c => write!(f, "{c}")?,
-                }
-            }
-            escaped(f, part.invalid())?;
-        }
-        Ok(())
-    }
-}
-
-impl fmt::Debug for Name {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "\"{self}\"")
-    }
-}
-
-impl Serialize for Name {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Name {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        Ok(Vec::unescape_bytes(text).into())
-    }
 }
 
 /// How the sensor sees opens on this kernel.
@@ -215,6 +151,33 @@ impl File {
     }
 }
 
+/// User and group ids of a process, in the initial user namespace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ids {
+    /// Real user.
+    pub uid: u32,
+    /// Real group.
+    pub gid: u32,
+    /// Effective user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub euid: Option<u32>,
+    /// Effective group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egid: Option<u32>,
+    /// Saved user.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suid: Option<u32>,
+    /// Saved group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sgid: Option<u32>,
+    /// The user as whom files are opened; the effective one but for setfsuid(2).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fsuid: Option<u32>,
+    /// The group as which files are opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fsgid: Option<u32>,
+}
+
 /// One open as the kernel reported it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Event {
@@ -228,27 +191,38 @@ pub struct Event {
     pub cpu: u32,
     /// Gapless per CPU and mode, from 1; a gap is an event that the kernel could not hand over.
     pub sequence: u64,
-    /// Process id in the initial pid namespace.
+    /// Process id as the node's /proc numbers it: what an operator there would type.
     pub pid: u32,
-    /// Thread id in the initial pid namespace.
+    /// Thread id, numbered likewise.
     pub tid: u32,
+    /// Process id in the initial pid namespace, where that is another: on nodes that are containers themselves.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub initial_pid: Option<u32>,
+    /// Process id in the process's own pid namespace, where that is another: what it takes itself for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub own_pid: Option<u32>,
     /// When the process started, in nanoseconds since boot.
     pub start_ns: u64,
-    /// Id of the cgroup in the v2 hierarchy.
-    pub cgroup_id: u64,
-    /// Real user id in the initial user namespace.
-    pub uid: u32,
-    /// Real group id in the initial user namespace.
-    pub gid: u32,
-    /// Effective user id in the initial user namespace.
+    /// The same by the wall clock.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub euid: Option<u32>,
+    pub started: Option<Timestamp>,
+    /// Id of the cgroup, in the hierarchy that tells containers apart.
+    pub cgroup_id: u64,
+    /// Whose rights it has.
+    #[serde(flatten)]
+    pub ids: Ids,
+    /// The user who logged in (audit(7)), kept through su(1) and sudo(8).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub login_uid: Option<u32>,
     /// Inode of the process's user namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user_ns: Option<u32>,
     /// Inode of the process's mount namespace.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mount_ns: Option<u32>,
+    /// Inode of the process's pid namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid_ns: Option<u32>,
     /// Device and inode of the program that the process runs, as the kernel holds them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub program: Option<(u32, u64)>,
@@ -371,127 +345,6 @@ impl Event {
             Call::Rename => vec![Operation::Write, Operation::Rename],
             Call::Link => vec![Operation::Create, Operation::Link],
             Call::Open | Call::Truncate | Call::Delete => vec![],
-        }
-    }
-}
-
-/// A running program, as far as it is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Program {
-    /// Process id in the initial pid namespace.
-    pub pid: u32,
-    /// When it started, in nanoseconds since boot, to the clock tick.
-    pub start_ns: u64,
-    /// The kernel's path of the running program.
-    pub executable: Option<Name>,
-    /// Whether nobody but root, or the image, can have put that program at that path.
-    #[serde(default)]
-    pub trusted: bool,
-    /// The file that was executed through its `#!` line, if the program is its interpreter.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub script: Option<Name>,
-    /// SHA-256 of the executable in hexadecimal digits, where some policy asks for it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub sha256: Option<String>,
-}
-
-/// The container of a process.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Container {
-    /// The runtime's full id.
-    pub id: String,
-    /// Uid of the pod, if the kubelet made the cgroup.
-    pub pod_uid: Option<String>,
-    /// Its name in the pod.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub name: Option<String>,
-    /// Its image, fully qualified, without tag and digest.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub image: Option<String>,
-}
-
-/// The pod of a process, as the API server knows it.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Pod {
-    /// Its namespace.
-    pub namespace: String,
-    /// Its labels.
-    pub labels: BTreeMap<String, String>,
-    /// Labels of its namespace, once they are known.
-    pub namespace_labels: Option<BTreeMap<String, String>>,
-}
-
-/// Whose file it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Owner {
-    /// The opener's: of its container and that container's pod, or the host's if the host opened it.
-    Own,
-    /// The host's, opened from a container.
-    Host,
-}
-
-/// Whether everything that should be known of the opener is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Enrichment {
-    /// Everything is known.
-    Complete,
-    /// The process was gone, or its data could not be read.
-    Partial,
-}
-
-/// How many generations of ancestors an event carries.
-pub const ANCESTORS: usize = 5;
-
-/// An event with who did it; what recordings hold.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Enriched {
-    /// The open.
-    #[serde(flatten)]
-    pub event: Event,
-    /// The program that opened the file.
-    pub process: Program,
-    /// Its parent, that one's parent and so on, at most [`ANCESTORS`].
-    pub ancestors: Vec<Program>,
-    /// Effective user id in the process's own user namespace.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub user: Option<u32>,
-    /// Path of the cgroup below the root of the hierarchy.
-    pub cgroup_path: Option<Name>,
-    /// The container that the cgroup belongs to; none on the host.
-    pub container: Option<Container>,
-    /// The pod that the container belongs to, once it is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pod: Option<Pod>,
-    /// Whose file it is, if that is known.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub owner: Option<Owner>,
-    /// Paths of policies that lead to this file in the opener's root, through symbolic links.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub known_as: Vec<Name>,
-    /// Whether the above is all there is to know.
-    pub enrichment: Enrichment,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_name_survives_its_text_whatever_its_bytes() {
-        for bytes in [
-            &b"plain"[..],
-            b"a\nb\x1b[31m",
-            b"back\\slash\\x41",
-            b"\xff\xfe/\x80",
-            "ü\u{301}\u{202e}".as_bytes(),
-            b"",
-        ] {
-            let name = Name::from(bytes.to_vec());
-            let text = serde_json::to_string(&name).unwrap();
-            assert!(!text.chars().any(char::is_control), "{text}");
-            assert_eq!(serde_json::from_str::<Name>(&text).unwrap(), name, "{text}");
         }
     }
 }
