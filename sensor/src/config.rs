@@ -7,7 +7,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
-use crate::{capture, policy, ship};
+use crate::{capture, enrich, policy, ship};
 
 /// Beginning of the variables that override a field.
 const PREFIX: &str = "PATHWATCH__";
@@ -24,6 +24,8 @@ pub struct Config {
     pub policies: Policies,
     /// How opens are seen.
     pub capture: capture::Config,
+    /// How it is found out who made them.
+    pub enrich: enrich::Config,
     /// Where alerts go.
     pub ship: ship::Config,
     /// What the sensor says of itself on standard error.
@@ -138,8 +140,27 @@ impl Config {
         if config.node.name.as_deref() == Some("") {
             return Err(Error("node.name is empty; leave it out for the host's name".to_owned()));
         }
-        config.capture.check().and_then(|()| config.ship.check()).map_err(Error)?;
+        let checks = [config.capture.check(), config.enrich.check(), config.ship.check(), config.check_cluster()];
+        checks.into_iter().collect::<Result<(), _>>().map_err(Error)?;
         Ok(config)
+    }
+
+    /// In a cluster there must be names: of the cluster, since alerts of several are read together, and of the node, since
+    /// a pod's own host name is another.
+    fn check_cluster(&self) -> Result<(), String> {
+        if !self.enrich.in_cluster() {
+            return Ok(());
+        }
+        if self.cluster.name.as_deref().unwrap_or_default().is_empty() {
+            return Err("cluster.name is missing; in a cluster, alerts must say in which".to_owned());
+        }
+        if self.node.name.is_none() {
+            return Err(
+                "node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName"
+                    .to_owned(),
+            );
+        }
+        Ok(())
     }
 
     /// The node's name.
@@ -225,6 +246,18 @@ mod tests {
                 &[],
                 "ship.kafka.topic is 'a b'; Kafka allows letters, digits, '.', '_' and '-', at most 249",
             ),
+            ("enrich: {hold: 1m}", &[], "enrich.hold is 1m; it must be from 0s to 10s"),
+            (
+                "enrich: {kubernetes: off, kubeconfig: f}",
+                &[],
+                "enrich.kubeconfig is set and enrich.kubernetes is off; leave one of them out",
+            ),
+            ("enrich: {kubernetes: on}", &[], "cluster.name is missing; in a cluster, alerts must say in which"),
+            (
+                "{enrich: {kubeconfig: f}, cluster: {name: c}}",
+                &[],
+                "node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName",
+            ),
             ("node: {name: ''}", &[], "node.name is empty; leave it out for the host's name"),
             ("ship: {sink: file}", &[], "ship.file.path is missing; name the file that alerts go to"),
             (
@@ -235,7 +268,7 @@ mod tests {
             (
                 "",
                 &[("PATHWATCH__NO__SUCH", "1")],
-                "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `ship`, `log`",
+                "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `enrich`, `ship`, `log`",
             ),
         ] {
             assert_eq!(load(text, environment).unwrap_err(), message, "{text}");

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod enrich;
 pub mod event;
+pub mod hierarchy;
 pub mod matcher;
 pub mod metrics;
 pub mod notice;
@@ -16,13 +17,15 @@ use std::{io::Read, sync::Arc, time::Duration};
 
 use capture::{Capture, replay::Replay};
 use config::Config;
-use enrich::Enrich;
+use enrich::{Enrich, Inputs, Outputs};
 use event::Enriched;
+use hierarchy::Hierarchy;
 use metrics::Metrics;
 use notice::Notices;
 use policy::{Alert, Directory, Loaded, PolicySet};
 use ship::{Encoder, Identity, Node, Stdout};
 use tokio::{
+    runtime::Handle,
     sync::{mpsc, watch},
     task::JoinSet,
     time::sleep,
@@ -118,15 +121,19 @@ fn start_capture_and_enrich(
     stop: &CancellationToken,
     common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> Result<mpsc::Receiver<Enriched>, capture::Error> {
-    let (capture, events) = Capture::new(&config.capture, common.metrics.clone(), common.notices.clone())?;
+) -> anyhow::Result<mpsc::Receiver<Enriched>> {
+    let Common { metrics, notices, .. } = common.clone();
+    let hierarchy = Hierarchy::find(&config.enrich.cgroups)?;
+    let (capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
     policy::tell_unseen(&policies.borrow(), capture.mode());
-    let (enrich, enriched) = Enrich::new(events, policies, common.metrics.clone(), common.notices.clone());
+    let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;
+    let inputs = Inputs { observations: events, pods };
+    let (enrich, Outputs { enriched, .. }) =
+        Enrich::new(&config.enrich, hierarchy, inputs, policies, metrics, notices);
     tasks.spawn(capture.run(stop.clone()));
-    tasks.spawn_blocking(|| {
-        enrich.run();
-        Ok(())
-    });
+    // It blocks on /proc, and so has a thread of its own.
+    let runtime = Handle::current();
+    tasks.spawn_blocking(move || runtime.block_on(enrich.run()));
     Ok(enriched)
 }
 

@@ -1,6 +1,11 @@
 //! Counters of every stage, all from zero. Together they account for every event:
 //! `captured = unmatched + matched` and `fired = shipped + lost`, once the pipeline has drained.
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::{
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::event::Missing;
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -36,6 +41,32 @@ impl Gauge {
     }
 }
 
+/// Upper bounds of a histogram of waiting times, in seconds.
+pub const HOLD_BOUNDS: [f64; 8] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0];
+
+/// How often something took how long.
+#[derive(Debug, Default)]
+pub struct Histogram {
+    /// By [`HOLD_BOUNDS`], each with what took at most so long and longer than the bound before; and what took longer.
+    buckets: [Counter; HOLD_BOUNDS.len() + 1],
+}
+
+impl Histogram {
+    /// Counts one.
+    pub fn observe(&self, took: Duration) {
+        let at = HOLD_BOUNDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(HOLD_BOUNDS.len());
+        if let Some(bucket) = self.buckets.get(at) {
+            bucket.add(1);
+        }
+    }
+
+    /// The counts by [`HOLD_BOUNDS`], and the last of what took longer.
+    #[must_use]
+    pub fn get(&self) -> Vec<u64> {
+        self.buckets.iter().map(Counter::get).collect()
+    }
+}
+
 /// One process has one of these.
 #[derive(Debug, Default)]
 pub struct Metrics {
@@ -52,8 +83,26 @@ pub struct Metrics {
     pub skipped: Counter,
     /// Records that user space could not read; each is also counted in `captured`'s stead.
     pub undecodable: Counter,
-    /// Events whose process or container is not fully known.
+    /// Events of which everything is known: `complete + partial = captured`.
+    pub complete: Counter,
+    /// Events of which program, container or pod is not fully known.
     pub partial: Counter,
+    /// What was not known of those, by [`Missing`]; more than one may be of one event.
+    pub missing: [Counter; Missing::ALL.len()],
+    /// Events whose pod is known and their container's name is not: sandboxes, and containers of which no status tells.
+    pub unnamed: Counter,
+    /// Events of processes that had moved themselves out of their container's cgroup.
+    pub moved: Counter,
+    /// Events that waited for their pod, or behind another that did.
+    pub held: Counter,
+    /// How long they waited.
+    pub hold_seconds: Histogram,
+    /// Processes that are remembered.
+    pub processes: Gauge,
+    /// Cgroups that are remembered.
+    pub cgroups: Gauge,
+    /// Pods that are remembered.
+    pub pods: Gauge,
     /// Events that no policy wanted.
     pub unmatched: Counter,
     /// Events that at least one policy wanted.
@@ -75,6 +124,18 @@ pub struct Metrics {
 }
 
 impl Metrics {
+    /// The counter of what was not known.
+    #[must_use]
+    pub fn missing(&self, what: Missing) -> &Counter {
+        let [program, cgroup, pod, namespace] = &self.missing;
+        match what {
+            Missing::Program => program,
+            Missing::Cgroup => cgroup,
+            Missing::Pod => pod,
+            Missing::Namespace => namespace,
+        }
+    }
+
     /// Logs all of them in one line.
     pub fn log(&self) {
         tracing::info!(
@@ -84,7 +145,19 @@ impl Metrics {
             processes_lost = self.processes_lost.get(),
             skipped = self.skipped.get(),
             undecodable = self.undecodable.get(),
+            complete = self.complete.get(),
             partial = self.partial.get(),
+            missing_program = self.missing(Missing::Program).get(),
+            missing_cgroup = self.missing(Missing::Cgroup).get(),
+            missing_pod = self.missing(Missing::Pod).get(),
+            missing_namespace = self.missing(Missing::Namespace).get(),
+            unnamed = self.unnamed.get(),
+            moved = self.moved.get(),
+            held = self.held.get(),
+            hold_seconds = ?self.hold_seconds.get(),
+            processes = self.processes.get(),
+            cgroups = self.cgroups.get(),
+            pods = self.pods.get(),
             policies = self.policies.get(),
             policies_stale = self.policies_stale.get(),
             policy_errors = self.policy_errors.get(),

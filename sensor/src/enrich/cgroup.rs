@@ -1,184 +1,467 @@
-//! Cgroups: their paths, and the containers that the paths name.
+//! The node's cgroups: a tree of names by id, and the container that each is or lies in.
+//!
+//! The kernel tells of each at its birth; those that are older are found by a walk. A cgroup belongs to the container of
+//! the process that made it, whatever its name or place: names are cheap, and whoever may write the node's cgroup file
+//! system could take another pod's.
 use std::{
-    collections::HashMap,
-    ffi::OsStr,
+    collections::{HashMap, VecDeque},
     fs,
-    os::unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    path::Path,
+    os::unix::{ffi::OsStrExt as _, ffi::OsStringExt as _, fs::MetadataExt as _},
+    path::{Path, PathBuf},
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use crate::event::Container;
+use super::container::{DEPTH, Home, container};
+use crate::{
+    event::Name,
+    hierarchy::Hierarchy,
+    notice::Notices,
+    observation::{CgroupMade, Identity},
+};
 
 /// Most cgroups that are remembered; a node with 250 pods has about a thousand.
-const CACHE_LIMIT: usize = 10_000;
-/// How long a path is believed. Ids are not used again soon, but a hybrid hierarchy can move processes.
-const CACHE_TIME: Duration = Duration::from_secs(60);
+const LIMIT: usize = 16_384;
+/// Most of them that lie in one container.
+const NESTED_LIMIT: usize = 256;
+/// How long a cgroup is remembered after its end.
+const TOMBSTONE: Duration = Duration::from_secs(60);
 
-/// Paths of cgroups by id.
-#[derive(Default)]
+struct Node {
+    parent: u64,
+    name: Name,
+    /// The container that it is or lies in.
+    home: Option<Arc<Home>>,
+    /// Another process of that container made it, so its own name says nothing.
+    by_container: bool,
+    /// Containers that were made directly in it.
+    births: u32,
+    removed: bool,
+}
+
+/// What is known of a cgroup.
+pub(super) enum Lookup {
+    /// Nothing.
+    Unknown,
+    /// It is in no container.
+    Host,
+    /// It is, or lies in, this one.
+    In(Arc<Home>),
+}
+
+/// Cgroups by id.
 pub(super) struct Cgroups {
-    known: HashMap<u64, (Instant, Arc<[u8]>)>,
+    hierarchy: Hierarchy,
+    /// The root of the hierarchy, and the cgroup below which the node's own begin: the same, unless the node is a container.
+    root: u64,
+    base: u64,
+    nodes: HashMap<u64, Node>,
+    /// How many are remembered of each container, by its id.
+    nested: HashMap<String, usize>,
+    tombstones: VecDeque<(Instant, u64)>,
+    notices: Notices,
 }
 
 impl Cgroups {
-    /// The path of cgroup `id`, remembered or else read through its member, if that is alive. None if the member
-    /// has been moved since: another cgroup's path would name the wrong container.
-    pub(super) fn look_up(&mut self, id: u64, member: Option<u32>, now: Instant) -> Option<Arc<[u8]>> {
-        if let Some((since, path)) = self.known.get(&id)
-            && now.duration_since(*since) < CACHE_TIME
+    pub(super) fn new(hierarchy: Hierarchy, notices: Notices) -> Self {
+        let root = fs::metadata(&hierarchy.root).map_or(0, |found| found.ino());
+        let (nodes, nested, tombstones) = (HashMap::new(), HashMap::new(), VecDeque::new());
+        Self { hierarchy, root, base: root, nodes, nested, tombstones, notices }
+    }
+
+    /// Remembers those that are there, the older first. The kernel reports already, so none is missed in between.
+    pub(super) fn walk(&mut self) {
+        // A node that is a container itself begins where its kubelet's cgroups do, which the sensor is in as a pod.
+        if let Ok(table) = fs::read("/proc/self/cgroup")
+            && let Some(own) = self.hierarchy.path_in(&table)
+            && let Some(base) = base_of(own)
+            && let Ok(found) = fs::metadata(self.at(base))
         {
-            return Some(path.clone());
+            self.base = found.ino();
         }
-        let table = fs::read(format!("/proc/{}/cgroup", member?)).ok()?;
-        let (path, unified) = path_of(&table)?;
-        let path: Arc<[u8]> = path.into();
-        // Ids are those of the v2 hierarchy; the path of a v1 one cannot be checked, and is not remembered.
-        if unified {
-            if inode_of(&path)? != id {
-                return None;
+        // A child is never older than its parent, and ids grow with age, but the kernel may have begun anew with them.
+        let mut waiting = self.find_all();
+        waiting.sort_by_key(|made| made.id);
+        loop {
+            let before = waiting.len();
+            waiting.retain(|made| {
+                let ready = self.is_root(made.parent) || self.nodes.contains_key(&made.parent);
+                if ready {
+                    self.made(made, None);
+                }
+                !ready
+            });
+            if waiting.len() == before {
+                return;
             }
-            if self.known.len() >= CACHE_LIMIT {
-                self.known.clear();
-            }
-            self.known.insert(id, (now, path.clone()));
         }
-        Some(path)
+    }
+
+    /// What the file system shows of all cgroups; nothing of their makers.
+    fn find_all(&self) -> Vec<CgroupMade> {
+        let mut found = Vec::new();
+        let mut ahead = vec![(self.hierarchy.root.clone(), 0)];
+        while let Some((directory, depth)) = ahead.pop() {
+            if found.len() + ahead.len() > LIMIT || depth > DEPTH {
+                self.notices.add(
+                    "enrich",
+                    "cgroups_full",
+                    1,
+                    format!("cgroups below {} are not looked at", directory.display()),
+                );
+                continue;
+            }
+            let Ok(parent) = fs::metadata(&directory) else { continue };
+            for entry in fs::read_dir(&directory).into_iter().flatten().flatten() {
+                if entry.file_type().is_ok_and(|kind| kind.is_dir())
+                    && let Ok(id) = entry.metadata().map(|found| found.ino())
+                {
+                    found.push(unmade(id, parent.ino(), entry.file_name().into_vec().into()));
+                    ahead.push((entry.path(), depth + 1));
+                }
+            }
+        }
+        found
+    }
+
+    /// A cgroup was made, by a process of container `maker`.
+    pub(super) fn made(&mut self, made: &CgroupMade, maker: Option<Arc<Home>>) {
+        if self.nodes.get(&made.id).is_some_and(|node| !node.removed) {
+            return;
+        }
+        self.forget(made.id);
+        let parent = self.nodes.get(&made.parent);
+        let inherited = parent.and_then(|node| node.home.clone());
+        let by_container = maker.is_some() || parent.is_some_and(|node| node.by_container && node.home.is_some());
+        let home = match maker {
+            Some(maker) => Some(maker),
+            // The node's runtime made it in a cgroup that a container made: a kubelet that is a container itself.
+            None if by_container => self.name_home(made).or(inherited),
+            None => inherited.or_else(|| self.name_home(made)),
+        };
+        if self.is_full(home.as_deref()) {
+            return;
+        }
+        if let Some(home) = &home {
+            *self.nested.entry(home.container.id.clone()).or_default() += 1;
+        }
+        let (parent, name) = (made.parent, made.name.clone());
+        let node = Node { parent, name, home, by_container, births: 0, removed: false };
+        self.nodes.insert(made.id, node);
+    }
+
+    /// The container that a new cgroup is by its name and place.
+    fn name_home(&mut self, made: &CgroupMade) -> Option<Arc<Home>> {
+        let above = self.names(made.parent);
+        let names = above.iter().map(Name::as_bytes).chain([made.name.as_bytes()]);
+        let container = Arc::new(container(names)?);
+        let first = self.nodes.get_mut(&made.parent).is_some_and(|pod| {
+            pod.births += 1;
+            pod.births == 1
+        });
+        Some(Arc::new(Home { first: first && container.pod_uid.is_some(), container }))
+    }
+
+    /// Makes room, or says that there is none: a container has its share only.
+    fn is_full(&mut self, home: Option<&Home>) -> bool {
+        let of_home = home.and_then(|home| self.nested.get(&home.container.id)).copied().unwrap_or_default();
+        if of_home < NESTED_LIMIT
+            && self.nodes.len() >= LIMIT
+            && let Some((_, id)) = self.tombstones.pop_front()
+        {
+            self.forget(id);
+        }
+        let full = of_home >= NESTED_LIMIT || self.nodes.len() >= LIMIT;
+        if full {
+            let whose = home.map_or("the host", |home| &home.container.id);
+            self.notices.add("enrich", "cgroups_full", 1, format!("a cgroup of {whose} is not remembered"));
+        }
+        full
+    }
+
+    /// A cgroup was removed. Events of processes that were in it may be on their way.
+    pub(super) fn removed(&mut self, id: u64, now: Instant) {
+        if let Some(node) = self.nodes.get_mut(&id).filter(|node| !node.removed) {
+            node.removed = true;
+            self.tombstones.push_back((now, id));
+        }
+    }
+
+    /// Forgets those that were removed a while ago.
+    pub(super) fn expire(&mut self, now: Instant) {
+        while let Some((since, id)) = self.tombstones.front().copied()
+            && now.duration_since(since) >= TOMBSTONE
+        {
+            self.tombstones.pop_front();
+            self.forget(id);
+        }
+    }
+
+    fn forget(&mut self, id: u64) {
+        let Some(home) = self.nodes.remove(&id).and_then(|node| node.home) else { return };
+        if let Some(count) = self.nested.get_mut(&home.container.id) {
+            *count -= 1;
+            if *count == 0 {
+                self.nested.remove(&home.container.id);
+            }
+        }
+    }
+
+    /// What is known of cgroup `id`; one that is not known is looked for through a member, while that is alive.
+    pub(super) fn look_up(&mut self, id: u64, member: Option<u32>) -> Lookup {
+        if !self.is_root(id) && !self.nodes.contains_key(&id) {
+            member.and_then(|pid| self.find(id, pid));
+        }
+        match self.nodes.get(&id) {
+            Some(Node { home: Some(home), .. }) => Lookup::In(home.clone()),
+            Some(_) => Lookup::Host,
+            None if self.is_root(id) => Lookup::Host,
+            None => Lookup::Unknown,
+        }
+    }
+
+    /// Finds cgroup `id` and those above it by the path of its member `pid`. If that has been moved since, it is another's.
+    fn find(&mut self, id: u64, pid: u32) -> Option<()> {
+        let table = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        let path = self.hierarchy.path_in(&table)?.to_vec();
+        if fs::metadata(self.at(&path)).ok()?.ino() != id {
+            return None;
+        }
+        let (mut directory, mut parent) = (self.hierarchy.root.clone(), self.root);
+        for name in path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()) {
+            directory.push(std::ffi::OsStr::from_bytes(name));
+            let id = fs::metadata(&directory).ok()?.ino();
+            self.made(&unmade(id, parent, name.to_vec().into()), None);
+            parent = id;
+        }
+        Some(())
+    }
+
+    /// The path of a cgroup below the node's root, as far as it is known.
+    pub(super) fn path(&self, id: u64) -> Option<Name> {
+        if !self.is_root(id) && !self.nodes.contains_key(&id) {
+            return None;
+        }
+        let names = self.names(id);
+        let path = names.iter().flat_map(|name| [b"/", name.as_bytes()]).flatten().copied().collect::<Vec<u8>>();
+        Some(if path.is_empty() { "/".into() } else { path.into() })
+    }
+
+    /// Names from the node's root down to `id`.
+    fn names(&self, mut id: u64) -> Vec<Name> {
+        let mut names = Vec::new();
+        while id != self.base
+            && names.len() < DEPTH
+            && let Some(node) = self.nodes.get(&id)
+        {
+            names.push(node.name.clone());
+            id = node.parent;
+        }
+        names.reverse();
+        names
+    }
+
+    /// Cgroups that are or lie in a container, with it.
+    pub(super) fn in_containers(&self) -> impl Iterator<Item = (u64, &Arc<Home>)> {
+        self.nodes
+            .iter()
+            .filter(|(_, node)| !node.removed)
+            .filter_map(|(id, node)| Some((*id, node.home.as_ref()?)))
+    }
+
+    /// How many are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn is_root(&self, id: u64) -> bool {
+        id == self.base || id == self.root
+    }
+
+    fn at(&self, path: &[u8]) -> PathBuf {
+        let path = path.strip_prefix(b"/").unwrap_or(path);
+        self.hierarchy.root.join(Path::new(std::ffi::OsStr::from_bytes(path)))
     }
 }
 
-/// The id of the cgroup at `path` of the v2 hierarchy: the inode of its directory (kernel's cgroup_id()).
-fn inode_of(path: &[u8]) -> Option<u64> {
-    let path = OsStr::from_bytes(path.strip_prefix(b"/")?);
-    // On a hybrid host the v2 hierarchy is at `unified`.
-    let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-    roots.iter().find_map(|root| fs::metadata(Path::new(root).join(path)).ok()).map(|found| found.ino())
+/// A cgroup that was found, of which nobody knows who made it.
+fn unmade(id: u64, parent: u64, name: Name) -> CgroupMade {
+    CgroupMade { id, parent, name, by: Identity { pid: 0, start_ns: 0 }, maker: 0 }
 }
 
-/// The telling path of /proc/PID/cgroup, and whether it is the v2 hierarchy's: that one, unless a v1 hierarchy
-/// names a container and it does not.
-fn path_of(table: &[u8]) -> Option<(&[u8], bool)> {
-    // Lines are `id:controllers:path`; the path may hold colons.
-    let paths = table.split(|b| *b == b'\n').filter_map(|line| {
-        let mut fields = line.splitn(3, |b| *b == b':');
-        Some((fields.next()?, fields.nth(1)?))
-    });
-    let unified = paths.clone().find(|(id, _)| *id == b"0").map(|(_, path)| (path, true));
-    let named =
-        paths.filter(|(id, path)| *id != b"0" && container(path).is_some()).map(|(_, path)| (path, false)).next();
-    match unified {
-        Some((path, _)) if container(path).is_some() => unified,
-        _ => named.or(unified),
-    }
-}
-
-/// The container that a cgroup's path names: the innermost component that holds a full id of 64 hexadecimal digits.
-pub(super) fn container(path: &[u8]) -> Option<Container> {
-    let mut components = path.split(|b| *b == b'/');
-    // What systemd lets users arrange as they like, names included.
-    let users = |name: &[u8]| name == b"user.slice" || name.starts_with(b"user@") || name.starts_with(b"user-");
-    if components.clone().any(users) {
-        return None;
-    }
-    let id = components.by_ref().rev().find_map(container_id)?.to_owned();
-    let pod_uid = components.rev().find_map(pod_uid);
-    Some(Container { id, pod_uid, name: None, image: None })
+/// Where the innermost kubelet of the path has its cgroups; None if the path is not in one of its containers.
+fn base_of(path: &[u8]) -> Option<&[u8]> {
+    let starts: Vec<usize> =
+        path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).collect();
+    let name =
+        |at: usize| path.get(at + 1..).unwrap_or_default().split(|byte| *byte == b'/').next().unwrap_or_default();
+    let of_kubelet = |at: &usize| name(*at).windows(8).any(|part| part == b"kubepods");
+    let first = |(n, at): &(usize, &usize)| {
+        of_kubelet(at) && !n.checked_sub(1).and_then(|n| starts.get(n)).is_some_and(of_kubelet)
+    };
+    let (_, at) = starts.iter().enumerate().rfind(first)?;
+    let (base, rest) = path.split_at_checked(*at)?;
+    container(rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).map(|_| base)
 }
 
 /// Whether a /proc/PID/cgroup names a container.
 pub(super) fn is_in_container(table: &[u8]) -> bool {
-    path_of(table).is_some_and(|(path, _)| container(path).is_some())
-}
-
-/// `<id>`, `crio-<id>`, `cri-containerd-<id>.scope`, `docker-<id>.scope`, `…:cri-containerd:<id>` and their like.
-fn container_id(component: &[u8]) -> Option<&str> {
-    let name = component.strip_suffix(b".scope").unwrap_or(component);
-    // cri-o's monitor of a container is not in it.
-    if name.starts_with(b"crio-conmon-") {
-        return None;
-    }
-    let (before, id) = name.split_at_checked(name.len().checked_sub(64)?)?;
-    let separated = matches!(before.last(), None | Some(b'-' | b':'));
-    let hex = id.iter().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(b));
-    (separated && hex).then(|| std::str::from_utf8(id).ok()).flatten()
-}
-
-/// `pod<uid>` or `kubepods-burstable-pod<uid with _>.slice`.
-fn pod_uid(component: &[u8]) -> Option<String> {
-    let name = std::str::from_utf8(component).ok()?;
-    let uid = match name.strip_suffix(".slice") {
-        Some(slice) => slice.starts_with("kubepods").then(|| slice.rsplit_once("-pod"))??.1.replace('_', "-"),
-        None => name.strip_prefix("pod")?.to_owned(),
-    };
-    // A static pod's uid is 32 digits without dashes.
-    let shape = uid.len() >= 32 && uid.bytes().all(|b| b.is_ascii_hexdigit() || b == b'-');
-    shape.then_some(uid)
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2))
+        .any(|path| container(path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).is_some())
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const ID: &str = "0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
     const UID: &str = "3b3bb1fa-5a12-4f0e-9d6f-4e6f6e2f8a11";
+    const VICTIM: &str = "aaaaaaaa-aaaa-aaaa-aaaa-aaaaaaaaaaaa";
 
-    #[test]
-    fn container_and_pod_are_read_from_every_runtimes_path() {
-        let under = UID.replace('-', "_");
-        for (path, pod) in [
-            (format!("/kubepods/burstable/pod{UID}/{ID}"), Some(UID)),
-            (format!("/kubepods/pod{UID}/crio-{ID}"), Some(UID)),
-            (
-                format!(
-                    "/kubepods.slice/kubepods-besteffort.slice/kubepods-besteffort-pod{under}.slice/cri-containerd-{ID}.scope"
-                ),
-                Some(UID),
-            ),
-            (format!("/kubepods.slice/kubepods-pod{under}.slice/crio-{ID}.scope/container"), Some(UID)),
-            (format!("/system.slice/containerd.service/kubepods-pod{under}.slice:cri-containerd:{ID}"), None),
-            (format!("/system.slice/docker-{ID}.scope"), None),
-            (format!("/machine.slice/libpod-{ID}.scope/container"), None),
-            (format!("/kubelet/kubepods/pod{UID}/{ID}/init.scope"), Some(UID)),
-        ] {
-            let found = container(path.as_bytes()).unwrap_or_else(|| panic!("{path}"));
-            assert_eq!((found.id.as_str(), found.pod_uid.as_deref()), (ID, pod), "{path}");
+    fn cgroups() -> Cgroups {
+        let mut cgroups =
+            Cgroups::new(Hierarchy { controller: None, number: 0, root: "/no/such".into() }, Notices::default());
+        (cgroups.root, cgroups.base) = (1, 1);
+        cgroups
+    }
+
+    /// Makes the cgroups of a path, as a process of `maker` does; ids are given out from `first`.
+    fn make(cgroups: &mut Cgroups, first: u64, path: &str, maker: Option<Arc<Home>>) -> u64 {
+        let mut parent = 1;
+        for (id, name) in (first..).zip(path.split('/').filter(|name| !name.is_empty())) {
+            let there = cgroups.nodes.iter().find(|(_, node)| node.parent == parent && node.name == name.into());
+            parent = match there {
+                Some((id, _)) => *id,
+                None => {
+                    cgroups.made(&unmade(id, parent, name.into()), maker.clone());
+                    id
+                }
+            };
+        }
+        parent
+    }
+
+    fn home(cgroups: &mut Cgroups, id: u64) -> Option<Arc<Home>> {
+        match cgroups.look_up(id, None) {
+            Lookup::In(home) => Some(home),
+            Lookup::Host | Lookup::Unknown => None,
         }
     }
 
+    fn id(digit: char) -> String {
+        digit.to_string().repeat(64)
+    }
+
     #[test]
-    fn only_the_path_of_that_very_cgroup_is_taken() {
-        let (mut cgroups, now, pid) = (Cgroups::default(), Instant::now(), std::process::id());
+    fn a_containers_cgroups_are_its_own_whatever_it_calls_them_and_wherever_they_lie() {
+        let mut cgroups = cgroups();
+        let own = make(&mut cgroups, 10, &format!("/kubepods/burstable/pod{UID}/{}", id('a')), None);
+        let attacker = home(&mut cgroups, own).unwrap();
+        assert_eq!(attacker.container.pod_uid.as_deref(), Some(UID));
+        // Below itself, which any container can; and beside the victim, which only a privileged one can.
+        for (first, path) in [
+            (20, format!("/kubepods/burstable/pod{UID}/{}/kubepods/pod{VICTIM}/{}", id('a'), id('b'))),
+            (30, format!("/kubepods/pod{VICTIM}/{}", id('c'))),
+        ] {
+            let look_alike = make(&mut cgroups, first, &path, Some(attacker.clone()));
+            assert_eq!(home(&mut cgroups, look_alike).as_ref(), Some(&attacker), "{path}");
+        }
+        // The first of them also by a walk, which does not know who made it.
+        let nested = format!("/kubepods/burstable/pod{UID}/{}/kubepods/pod{VICTIM}/{}", id('a'), id('d'));
+        let nested = make(&mut cgroups, 40, &nested, None);
+        assert_eq!(home(&mut cgroups, nested), Some(attacker));
+        // The victim's runtime works in a directory that the attacker has made for it before.
+        let victim = make(&mut cgroups, 50, &format!("/kubepods/pod{VICTIM}/{}", id('e')), None);
+        let victim = home(&mut cgroups, victim).unwrap();
+        assert_eq!(
+            (victim.container.id.as_str(), victim.container.pod_uid.as_deref()),
+            (id('e').as_str(), Some(VICTIM))
+        );
+    }
+
+    #[test]
+    fn the_first_container_of_a_pod_is_told_from_the_others() {
+        let mut cgroups = cgroups();
+        let ids = [('a', 10), ('b', 20), ('c', 30)];
+        let firsts = ids.map(|(digit, first)| {
+            let made = make(&mut cgroups, first, &format!("/kubepods/pod{UID}/{}", id(digit)), None);
+            cgroups.removed(made, Instant::now());
+            home(&mut cgroups, made).unwrap().first
+        });
+        assert_eq!(firsts, [true, false, false]);
+    }
+
+    #[test]
+    fn one_that_was_removed_is_known_for_a_while_and_then_forgotten() {
+        let (mut cgroups, now) = (cgroups(), Instant::now());
+        let made = make(&mut cgroups, 10, &format!("/docker/{}", id('a')), None);
+        cgroups.removed(made, now);
+        cgroups.expire(now + TOMBSTONE - Duration::from_secs(1));
+        assert!(home(&mut cgroups, made).is_some());
+        assert_eq!(cgroups.in_containers().count(), 0);
+        cgroups.expire(now + TOMBSTONE);
+        assert!(matches!(cgroups.look_up(made, None), Lookup::Unknown));
+        assert!(cgroups.nested.is_empty());
+        assert!(matches!(cgroups.look_up(10, None), Lookup::Host));
+        assert_eq!(cgroups.path(10), Some("/docker".into()));
+    }
+
+    #[test]
+    fn a_container_that_makes_many_does_not_crowd_out_the_others() {
+        let (mut cgroups, now) = (cgroups(), Instant::now());
+        let own = make(&mut cgroups, 10, &format!("/docker/{}", id('a')), None);
+        let attacker = home(&mut cgroups, own).unwrap();
+        for n in 0..20_000 {
+            let made = unmade(100 + n, own, format!("{n}").as_str().into());
+            cgroups.made(&made, Some(attacker.clone()));
+        }
+        assert!(cgroups.len() <= NESTED_LIMIT + 2);
+        // The host may have as many as there are, and those that are gone make room.
+        for n in 0..2 * LIMIT as u64 {
+            let made = unmade(100_000 + n, 1, format!("{n}.scope").as_str().into());
+            cgroups.made(&made, None);
+            cgroups.removed(made.id, now);
+            assert!(cgroups.len() <= LIMIT);
+        }
+        let another = make(&mut cgroups, 200_000, &format!("/docker/{}", id('b')), None);
+        assert!(home(&mut cgroups, another).is_some());
+        assert!(cgroups.notices.take().iter().any(|notice| notice.reason == "cgroups_full"));
+    }
+
+    #[test]
+    fn a_node_that_is_a_container_begins_where_its_kubelet_does() {
+        let pod = format!("kubepods/burstable/pod{UID}/{}", id('a'));
+        for (own, base) in [
+            (format!("/{pod}"), Some("")),
+            (format!("/docker/{}/kubelet/{pod}", id('f')), Some("/docker/ffff")),
+            (format!("/docker/{}", id('f')), None),
+            ("/system.slice/pathwatch.service".to_owned(), None),
+            ("/kubepods/burstable".to_owned(), None),
+        ] {
+            let found = base_of(own.as_bytes());
+            assert_eq!(found.is_some(), base.is_some(), "{own}");
+            assert!(found.is_none_or(|found| found.starts_with(base.unwrap().as_bytes())), "{own}");
+        }
+        let own = format!("/docker/{}/kubelet/{pod}", id('f'));
+        assert_eq!(base_of(own.as_bytes()), Some(format!("/docker/{}/kubelet", id('f')).as_bytes()));
+    }
+
+    #[test]
+    fn this_machines_cgroups_are_found_by_the_walk_and_by_a_member() {
+        let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
         let table = fs::read("/proc/self/cgroup").unwrap();
-        let (path, _) = path_of(&table).unwrap();
-        let id = inode_of(path).unwrap();
-        assert_eq!(cgroups.look_up(id, Some(pid), now).as_deref(), Some(path));
-        // Remembered, so that a process which is gone still has one; another id is another cgroup.
-        assert_eq!(cgroups.look_up(id, None, now).as_deref(), Some(path));
-        assert_eq!(cgroups.look_up(id, None, now + CACHE_TIME), None);
-        assert_eq!(cgroups.look_up(id + 1_000_000, Some(pid), now), None);
-    }
-
-    #[test]
-    fn nothing_else_is_a_container() {
-        for path in [
-            "/",
-            "/user.slice/user-0.slice",
-            "/init.scope",
-            "/user.slice/user-1000.slice/user@1000.service/app.slice/0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef",
-            "/crio-conmon-0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef.scope",
-        ] {
-            assert_eq!(container(path.as_bytes()), None, "{path}");
-        }
-        assert_eq!(container(format!("/x{ID}").as_bytes()), None);
-        assert_eq!(container(ID.to_uppercase().as_bytes()), None);
-    }
-
-    #[test]
-    fn on_a_hybrid_host_the_line_that_names_a_container_wins() {
-        let table = format!("4:memory:/docker/{ID}\n1:name=systemd:/docker/{ID}\n0::/\n");
-        assert_eq!(path_of(table.as_bytes()), Some((format!("/docker/{ID}").as_bytes(), false)));
-        assert_eq!(path_of(b"4:memory:/user\n0::/user.slice/a:b\n"), Some((&b"/user.slice/a:b"[..], true)));
-        assert_eq!(path_of(b"4:memory:/user\n"), None);
+        let path = hierarchy.path_in(&table).unwrap().to_vec();
+        let mut cgroups = Cgroups::new(hierarchy, Notices::default());
+        let id = fs::metadata(cgroups.at(&path)).unwrap().ino();
+        let member = Some(std::process::id());
+        assert!(
+            cgroups.is_root(id + 1_000_000) || matches!(cgroups.look_up(id + 1_000_000, member), Lookup::Unknown)
+        );
+        cgroups.look_up(id, member);
+        assert_eq!(cgroups.path(id).unwrap().as_bytes(), path);
+        let mut walked = Cgroups::new(cgroups.hierarchy.clone(), Notices::default());
+        walked.walk();
+        assert_eq!(walked.path(id).unwrap().as_bytes(), path);
     }
 }

@@ -1,22 +1,48 @@
-//! Adds who opened the file: program, ancestors, user, cgroup, container; and what policies call the file.
+//! Adds who opened the file: program, ancestors, user, cgroup, container, pod; and what policies call the file.
 //!
 //! Must not know sinks, nor what policies decide.
 mod cgroup;
+mod config;
+mod container;
+mod hold;
+mod pod;
+mod pods;
+mod proc;
 mod process;
 mod roots;
+mod targets;
 mod trust;
 
-use std::{sync::Arc, time::Instant};
+use std::{collections::HashSet, sync::Arc, time::Instant};
 
-use tokio::sync::{mpsc, watch};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinSet,
+    time::{MissedTickBehavior, sleep_until},
+};
 
-use self::{cgroup::Cgroups, process::Processes, roots::Roots};
+use self::{
+    cgroup::{Cgroups, Lookup},
+    config::{HOUSEKEEPING, SWEEP},
+    container::Home,
+    hold::{Hold, Waiting},
+    pod::{Change, Pods},
+    pods::Source,
+    process::Processes,
+    roots::Roots,
+    targets::Selection,
+};
+pub use self::{
+    config::{Config, Kubernetes},
+    targets::Targets,
+};
 use crate::{
-    event::{Enriched, Enrichment, Event, Owner, Program},
+    event::{Enriched, Enrichment, Event, Missing, Owner, Place, Program},
+    hierarchy::Hierarchy,
     metrics::Metrics,
     notice::Notices,
-    observation::Observation,
-    policy::PolicySet,
+    observation::{Identity, Observation},
+    policy::{Namespace, PolicySet, names},
 };
 
 /// Inode of the initial user namespace (`PROC_USER_INIT_INO`, include/linux/proc_ns.h).
@@ -24,65 +50,202 @@ const INITIAL_USER_NAMESPACE: u32 = 0xEFFF_FFFD;
 
 /// Events between enrich and the matcher.
 const QUEUE: usize = 4096;
+/// Observations that are taken at a time.
+const BATCH: usize = 256;
+/// What the API server has told and is not taken in yet. When it is full, the watch waits.
+const CHANGES: usize = 256;
 
-/// The stage: events in, enriched events out, in order.
+/// The stage: events in, enriched events out, in the order of each process.
 pub struct Enrich {
     processes: Processes,
     cgroups: Cgroups,
+    pods: Pods,
+    hold: Hold,
+    selection: Selection,
     roots: Roots,
     policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
     observations: mpsc::Receiver<Observation>,
+    changes: mpsc::Receiver<Change>,
     enriched: mpsc::Sender<Enriched>,
+    /// Something has changed that [`Selection`] depends on.
+    stale: bool,
+}
+
+/// What the API server tells.
+pub struct Changes(mpsc::Receiver<Change>);
+
+/// Asks the API server for the pods of `node`, if the node is in a cluster: a task that ends when nobody listens any more.
+///
+/// # Errors
+/// When there should be a cluster to ask, and it cannot be known which.
+pub fn watch_pods(
+    config: &Config,
+    node: String,
+    policies: watch::Receiver<Arc<PolicySet>>,
+    notices: Notices,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<Changes> {
+    let (changes, receiver) = mpsc::channel(CHANGES);
+    if config.in_cluster() {
+        let source = Source::new(config.kubeconfig.clone())?;
+        tasks.spawn(pods::tell_changes(source, node, policies, changes, notices));
+    }
+    Ok(Changes(receiver))
+}
+
+/// What the stage reads.
+pub struct Inputs {
+    /// What the kernel reports.
+    pub observations: mpsc::Receiver<Observation>,
+    /// What the API server tells.
+    pub pods: Changes,
+}
+
+/// What the stage hands on.
+pub struct Outputs {
+    /// Events with who did it.
+    pub enriched: mpsc::Receiver<Enriched>,
+    /// Which policies speak of which cgroup.
+    pub targets: watch::Receiver<Arc<Targets>>,
 }
 
 impl Enrich {
-    /// A stage that reads from `observations`; of the policies it needs the names that they have for files and programs.
+    /// A stage that reads `inputs`; of the policies it needs the names that they have for files and programs, and whom
+    /// they speak of.
     pub fn new(
-        observations: mpsc::Receiver<Observation>,
+        config: &Config,
+        hierarchy: Hierarchy,
+        inputs: Inputs,
         policies: watch::Receiver<Arc<PolicySet>>,
         metrics: Arc<Metrics>,
         notices: Notices,
-    ) -> (Self, mpsc::Receiver<Enriched>) {
+    ) -> (Self, Outputs) {
+        let Inputs { observations, pods: Changes(changes) } = inputs;
         let (enriched, receiver) = mpsc::channel(QUEUE);
-        let (processes, cgroups) = (Processes::default(), Cgroups::default());
-        let roots = Roots::new(notices);
-        (Self { processes, cgroups, roots, policies, metrics, observations, enriched }, receiver)
+        let (selection, targets) = Selection::new();
+        let stage = Self {
+            processes: Processes::new(notices.clone()),
+            cgroups: Cgroups::new(hierarchy, notices.clone()),
+            pods: Pods::new(config.in_cluster(), notices.clone()),
+            hold: Hold::new(config.hold.unsigned_abs()),
+            selection,
+            roots: Roots::new(notices),
+            policies,
+            metrics,
+            observations,
+            changes,
+            enriched,
+            stale: true,
+        };
+        (stage, Outputs { enriched: receiver, targets })
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
-    pub fn run(mut self) {
+    pub async fn run(mut self) -> anyhow::Result<()> {
         // Those that are there before any report; the kernel reports already, so none is missed in between.
+        self.cgroups.walk();
         self.processes.seed();
-        while let Some(observation) = self.observations.blocking_recv() {
-            let event = match observation {
-                Observation::Open(event) => event,
-                Observation::Exec(exec) => {
-                    let policies = self.policies.borrow().clone();
-                    self.processes.executed(&exec, &policies);
-                    continue;
+        let mut ticks = tokio::time::interval(HOUSEKEEPING);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let (mut batch, mut swept) = (Vec::with_capacity(BATCH), Instant::now());
+        loop {
+            let overdue = self.hold.deadline();
+            let ready = tokio::select! {
+                biased;
+                Some(change) = self.changes.recv() => self.changed(change),
+                () = until(overdue), if overdue.is_some() => self.hold.overdue(Instant::now()),
+                read = self.observations.recv_many(&mut batch, BATCH) => {
+                    if read == 0 {
+                        break;
+                    }
+                    self.observe_all(&mut batch).await?
                 }
-                Observation::Fork(fork) => {
-                    self.processes.forked(&fork);
-                    continue;
+                _ = ticks.tick() => {
+                    self.keep_house(&mut swept);
+                    Vec::new()
                 }
             };
-            let enriched = self.enrich(event);
-            if enriched.enrichment == Enrichment::Partial {
-                self.metrics.partial.add(1);
+            if !self.send_all(ready).await {
+                return Ok(());
             }
-            if self.enriched.blocking_send(enriched).is_err() {
-                break;
+        }
+        let rest = self.hold.all();
+        self.send_all(rest).await;
+        Ok(())
+    }
+
+    /// Takes in what was observed; returns events that have waited long enough.
+    async fn observe_all(&mut self, batch: &mut Vec<Observation>) -> anyhow::Result<Vec<Waiting>> {
+        for observation in batch.drain(..) {
+            if let Observation::Open(event) = observation {
+                let (enriched, home) = self.enrich(event);
+                let now = Instant::now();
+                let ready = if self.must_wait(&enriched, home.as_deref()) {
+                    self.metrics.held.add(1);
+                    self.hold.push(enriched, home, now)
+                } else {
+                    if !self.send(enriched).await {
+                        break;
+                    }
+                    continue;
+                };
+                if !self.send_all(ready).await {
+                    break;
+                }
+            } else {
+                self.observe(observation);
+            }
+        }
+        Ok(self.hold.overdue(Instant::now()))
+    }
+
+    /// Takes in what tells of processes and cgroups.
+    fn observe(&mut self, observation: Observation) {
+        match observation {
+            Observation::Open(_) => {}
+            Observation::Exec(exec) => {
+                let home = home_of(self.cgroups.look_up(exec.cgroup_id, Some(exec.process.pid)));
+                let policies = self.policies.borrow().clone();
+                self.processes.executed(&exec, home, &policies);
+            }
+            Observation::Fork(fork) => {
+                let home = home_of(self.cgroups.look_up(fork.cgroup_id, Some(fork.parent.pid)));
+                self.processes.forked(&fork, home);
+            }
+            Observation::Exit(process) => self.processes.exited(process),
+            Observation::CgroupMade(made) => {
+                // A process that has left its container is still of it.
+                let now = home_of(self.cgroups.look_up(made.maker, None));
+                let maker = self.processes.placed(made.by, now.as_ref()).or(now);
+                self.cgroups.made(&made, maker);
+                self.stale = true;
+            }
+            Observation::CgroupRemoved(id) => {
+                self.cgroups.removed(id, Instant::now());
+                self.stale = true;
             }
         }
     }
 
-    fn enrich(&mut self, event: Event) -> Enriched {
+    /// What is known of the opener by now, and the container of which the pod is not.
+    fn enrich(&mut self, event: Event) -> (Enriched, Option<Arc<Home>>) {
         let (policies, now) = (self.policies.borrow().clone(), Instant::now());
-        let process = self.processes.look_up(&event, &policies);
-        let gone = (Program { pid: event.pid, start_ns: event.start_ns, ..Program::default() }, Vec::new());
-        let (program, ancestors) = process.unwrap_or(gone);
-        let cgroup = self.cgroups.look_up(event.cgroup_id, Some(event.pid), now);
+        let identity = Identity { pid: event.pid, start_ns: event.start_ns };
+        let opener = self.processes.look_up(&event, &policies);
+        let (program, ancestors) = opener.map(|opener| (opener.program, opener.ancestors)).unwrap_or_else(|| {
+            let gone = Program { pid: event.pid, start_ns: event.start_ns, ..Program::default() };
+            (Arc::new(gone), Vec::new())
+        });
+        let found = self.cgroups.look_up(event.cgroup_id, Some(event.pid));
+        let cgroup_path = self.cgroups.path(event.cgroup_id);
+        let certain = !matches!(found, Lookup::Unknown);
+        let here = home_of(found);
+        let before = self.processes.placed(identity, here.as_ref());
+        // Of a cgroup that nobody knows, what the process was made in says more than nothing.
+        let home = if certain { here } else { before.clone() };
+        let moved =
+            before.filter(|before| home.as_ref().is_none_or(|home| home.container.id != before.container.id));
         let known_as = match (&event.path, event.mount_ns) {
             (Some(path), Some(namespace)) => {
                 let lineage = std::iter::once(event.pid).chain(ancestors.iter().map(|program| program.pid));
@@ -90,21 +253,140 @@ impl Enrich {
             }
             _ => Vec::new(),
         };
-        let known = program.executable.is_some() && cgroup.is_some();
-        let container = cgroup.as_deref().and_then(cgroup::container);
-        Enriched {
+        let missing =
+            [program.executable.is_none().then_some(Missing::Program), (!certain).then_some(Missing::Cgroup)];
+        let mut enriched = Enriched {
             process: program,
             ancestors,
             // In a user namespace anybody can be any user.
-            user: event.euid.filter(|_| event.user_ns == Some(INITIAL_USER_NAMESPACE)),
+            user: event.ids.euid.filter(|_| event.user_ns == Some(INITIAL_USER_NAMESPACE)),
             // What the host opens is its own; of a container's files it is not known yet.
-            owner: (cgroup.is_some() && container.is_none()).then_some(Owner::Own),
-            container,
+            owner: (certain && home.is_none()).then_some(Owner::Own),
+            container: None,
             pod: None,
+            moved_from: moved.map(|before| Box::new(self.pods.place(&before, &policies).0)),
             known_as,
-            cgroup_path: cgroup.map(|path| path.to_vec().into()),
-            enrichment: if known { Enrichment::Complete } else { Enrichment::Partial },
+            cgroup_path,
+            enrichment: Enrichment::Complete,
+            missing: missing.into_iter().flatten().collect(),
             event,
+        };
+        self.name(&mut enriched, home.as_deref());
+        (enriched, home)
+    }
+
+    /// Adds container and pod of `home`, as far as they are known by now.
+    fn name(&mut self, enriched: &mut Enriched, home: Option<&Home>) {
+        let policies = self.policies.borrow().clone();
+        enriched.missing.retain(|missing| !matches!(missing, Missing::Pod | Missing::Namespace));
+        if let Some(home) = home {
+            let (Place { container, pod }, missing) = self.pods.place(home, &policies);
+            (enriched.container, enriched.pod) = (container, pod);
+            enriched.missing.extend(missing);
         }
+        let complete = enriched.missing.is_empty();
+        enriched.enrichment = if complete { Enrichment::Complete } else { Enrichment::Partial };
+    }
+
+    /// Whether the event waits: for a pod that the API server may still tell of, if some policy may want the event; or
+    /// behind another of its process.
+    fn must_wait(&self, enriched: &Enriched, home: Option<&Home>) -> bool {
+        let event = &enriched.event;
+        let unknown = enriched.missing.iter().any(|missing| matches!(missing, Missing::Pod | Missing::Namespace));
+        self.hold.has(event.pid, event.start_ns)
+            || unknown && home.is_some() && self.pods.in_contact() && is_watched(enriched, &self.policies.borrow())
+    }
+
+    /// Takes in what the API server tells; returns events that have waited for it.
+    fn changed(&mut self, change: Change) -> Vec<Waiting> {
+        self.pods.change(change, Instant::now());
+        self.stale = true;
+        let policies = self.policies.borrow().clone();
+        let Self { pods, hold, .. } = self;
+        // Nobody knows when the API server will be back.
+        if !pods.in_contact() {
+            return hold.all();
+        }
+        hold.release(|home| pods.place(home, &policies).1.is_none())
+    }
+
+    /// Hands on events that have waited, with what is known by now; false if nobody listens any more.
+    async fn send_all(&mut self, ready: Vec<Waiting>) -> bool {
+        let now = Instant::now();
+        for waiting in ready {
+            self.metrics.hold_seconds.observe(waiting.age(now));
+            let Waiting { mut event, home, .. } = waiting;
+            self.name(&mut event, home.as_deref());
+            if !self.send(event).await {
+                return false;
+            }
+        }
+        true
+    }
+
+    async fn send(&self, enriched: Enriched) -> bool {
+        let metrics = &self.metrics;
+        match enriched.enrichment {
+            Enrichment::Complete => metrics.complete.add(1),
+            Enrichment::Partial => metrics.partial.add(1),
+        }
+        for missing in &enriched.missing {
+            metrics.missing(*missing).add(1);
+        }
+        if enriched.moved_from.is_some() {
+            metrics.moved.add(1);
+        }
+        if enriched.pod.is_some() && enriched.container.as_ref().is_some_and(|container| container.name.is_none())
+        {
+            metrics.unnamed.add(1);
+        }
+        self.enriched.send(enriched).await.is_ok()
+    }
+
+    /// Forgets what is over, and decides anew whom policies speak of.
+    fn keep_house(&mut self, swept: &mut Instant) {
+        let now = Instant::now();
+        if std::mem::take(&mut self.stale) || self.policies.has_changed().unwrap_or(false) {
+            let policies = self.policies.borrow_and_update().clone();
+            let Self { pods, cgroups, selection, .. } = self;
+            selection.refresh(cgroups.in_containers(), &policies, |home| pods.place(home, &policies).0);
+        }
+        if now.duration_since(*swept) >= SWEEP {
+            *swept = now;
+            self.processes.sweep();
+            self.cgroups.expire(now);
+            let alive = self.cgroups.in_containers().filter_map(|(_, home)| home.container.pod_uid.as_deref());
+            self.pods.expire(now, &alive.collect::<HashSet<_>>());
+        }
+        self.metrics.processes.set(self.processes.len() as u64);
+        self.metrics.cgroups.set(self.cgroups.len() as u64);
+        self.metrics.pods.set(self.pods.len() as u64);
+    }
+}
+
+fn home_of(found: Lookup) -> Option<Arc<Home>> {
+    match found {
+        Lookup::In(home) => Some(home),
+        Lookup::Host | Lookup::Unknown => None,
+    }
+}
+
+/// Whether some pattern of some policy may match the event's file. Without policies somebody looks at everything.
+fn is_watched(enriched: &Enriched, policies: &PolicySet) -> bool {
+    let event = &enriched.event;
+    let views = [&event.path, &event.home, &event.requested, &event.target];
+    let is_hit = |name: &[u8]| {
+        let mut hit = false;
+        policies.matches(name, Namespace::Unknown, |_, _| hit = true);
+        hit
+    };
+    policies.policies.is_empty()
+        || !enriched.known_as.is_empty()
+        || views.into_iter().flatten().any(|view| names(view.as_bytes()).iter().any(|name| is_hit(name)))
+}
+
+async fn until(deadline: Option<Instant>) {
+    if let Some(deadline) = deadline {
+        sleep_until(deadline.into()).await;
     }
 }

@@ -1,27 +1,27 @@
-//! Processes: what they run and who made them, from the kernel's reports of exec and fork, and from /proc for those that
-//! were there before.
-use std::{
-    collections::HashMap,
-    fs::{self, File},
-    io,
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
-    sync::Arc,
-};
+//! Processes: what they run, who made them and in which container, from the kernel's reports of exec, fork and exit, and
+//! from /proc for those that were there before.
+use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, sync::Arc};
 
 use sha2::{Digest as _, Sha256};
 
-use super::trust::{self, Candidate};
+use super::{
+    container::Home,
+    proc::{self, TICK_NS},
+    trust::{self, Candidate, Script},
+};
 use crate::{
     event::{ANCESTORS, Event, Program},
+    notice::Notices,
     observation::{Exec, Fork, Identity},
     policy::PolicySet,
 };
 
-/// Clock ticks of /proc/PID/stat are always hundredths of a second (USER_HZ, include/asm-generic/param.h).
-const TICK_NS: u64 = 10_000_000;
-
-/// Most processes that are remembered; beyond it those that have ended are forgotten.
-const CACHE_LIMIT: usize = 16_384;
+/// Most processes that are remembered.
+const LIMIT: usize = 16_384;
+/// From so many on, less is kept of the arguments of each new program.
+const CROWD: usize = LIMIT / 4;
+/// What is kept of them then, in bytes.
+const CROWD_ARGS: usize = 512;
 
 /// Most sums that are remembered.
 const SUMS_LIMIT: usize = 1000;
@@ -33,6 +33,8 @@ const SUM_LIMIT: u64 = 256 << 20;
 struct Process {
     own: Running,
     ancestors: Vec<Running>,
+    /// The container that it was made in, or the first that it was put into.
+    home: Option<Arc<Home>>,
 }
 
 /// A program as a process runs it.
@@ -43,92 +45,153 @@ struct Running {
     file: Option<(u32, u64)>,
     /// The device is what stat(2) shows, which on some file systems is not what the kernel reports.
     by_stat: bool,
+    /// What it interprets, until that is judged.
+    script: Option<Arc<Script>>,
     /// Whether it was decided that the program is trusted, or not. That is done once some exception names it: a path
     /// that nobody trusts may lie in a file system that never answers.
     judged: bool,
 }
 
-/// Processes by pid, each with its start: the next holder of the pid is another.
-#[derive(Default)]
+/// A process by its pid and start, to the tick: the next holder of the pid is another.
+type Key = (u32, u64);
+
+fn key(process: Identity) -> Key {
+    (process.pid, process.start_ns / TICK_NS)
+}
+
+/// Who opened a file.
+pub(super) struct Opener {
+    pub(super) program: Arc<Program>,
+    /// The nearest first.
+    pub(super) ancestors: Vec<Arc<Program>>,
+}
+
+/// All processes that are known.
 pub(super) struct Processes {
-    known: HashMap<u32, Process>,
+    known: HashMap<Key, Process>,
     /// Sums of programs, by what changes when they do.
     sums: HashMap<Stamp, Option<String>>,
+    notices: Notices,
 }
 
 /// Device, inode, size and time of the last change of a file.
 type Stamp = (u64, u64, u64, i64, i64);
 
 impl Processes {
+    pub(super) fn new(notices: Notices) -> Self {
+        Self { known: HashMap::new(), sums: HashMap::new(), notices }
+    }
+
     /// Remembers what /proc tells of those that are there. What turns up later without a report of the kernel's is not
     /// trusted: a process can make /proc tell another program (PR_SET_MM_EXE_FILE of prctl(2)).
     pub(super) fn seed(&mut self) {
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let pids: Vec<u32> = pids.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-        for pid in pids.into_iter().take(CACHE_LIMIT) {
+        for pid in proc::pids().take(LIMIT) {
             if let Some(process) = self.read(pid, true) {
                 self.remember(process);
             }
         }
     }
 
-    /// A process made another, which runs the same program.
-    pub(super) fn forked(&mut self, fork: &Fork) {
+    /// A process made another, which runs the same program in the same container.
+    pub(super) fn forked(&mut self, fork: &Fork, home: Option<Arc<Home>>) {
         let Some(parent) = self.find(fork.parent) else { return };
         let program =
             Program { pid: fork.child.pid, start_ns: fork.child.start_ns, ..(*parent.own.program).clone() };
         let own = Running { program: Arc::new(program), ..parent.own.clone() };
-        self.remember(Process { own, ancestors: parent.lineage() });
+        let home = parent.home.clone().or(home);
+        self.remember(Process { own, ancestors: parent.lineage(), home });
     }
 
     /// A process runs another program. Whether that is to be trusted is decided here, and stays so.
-    pub(super) fn executed(&mut self, exec: &Exec, policies: &PolicySet) {
-        let ancestors = self.find(exec.process).map(|process| process.ancestors).unwrap_or_default();
+    pub(super) fn executed(&mut self, exec: &Exec, home: Option<Arc<Home>>, policies: &PolicySet) {
+        let before = self.find(exec.process);
+        let (ancestors, before) = before.map(|process| (process.ancestors, process.home)).unwrap_or_default();
         let Identity { pid, start_ns } = exec.process;
-        let program = Program { pid, start_ns, executable: exec.path.clone(), ..Program::default() };
+        let room = if self.known.len() < CROWD { usize::MAX } else { CROWD_ARGS };
+        let program = Program {
+            pid,
+            start_ns,
+            executable: exec.path.clone(),
+            args: exec.args.cut(room),
+            args_cut: exec.args_cut || exec.args.len() > room,
+            cwd: exec.cwd.clone(),
+            ..Program::default()
+        };
+        let script = exec
+            .script
+            .clone()
+            .map(|path| Arc::new(Script { path, mount_ns: exec.mount_ns.into(), certain: !exec.chroot }));
         let own = Running {
             program: Arc::new(program),
             file: Some((exec.device, exec.inode)),
             by_stat: false,
+            script,
             judged: false,
         };
-        let mut process = Process { own, ancestors };
+        let mut process = Process { own, ancestors, home: before.or(home) };
         process.judge(policies);
         self.remember(process);
     }
 
+    /// A process has ended.
+    pub(super) fn exited(&mut self, process: Identity) {
+        self.known.remove(&key(process));
+    }
+
+    /// The container that a process was in before, which is now in `home`: `home` itself, unless it has moved.
+    pub(super) fn placed(&mut self, process: Identity, home: Option<&Arc<Home>>) -> Option<Arc<Home>> {
+        let process = self.known.get_mut(&key(process))?;
+        if process.home.is_none() {
+            process.home = home.cloned();
+        }
+        process.home.clone()
+    }
+
     /// The program of the process that `event` speaks of, and its ancestors'; None if nothing is known of it.
-    pub(super) fn look_up(&mut self, event: &Event, policies: &PolicySet) -> Option<(Program, Vec<Program>)> {
-        let mut process = self.find(Identity { pid: event.pid, start_ns: event.start_ns })?;
+    pub(super) fn look_up(&mut self, event: &Event, policies: &PolicySet) -> Option<Opener> {
+        let identity = Identity { pid: event.pid, start_ns: event.start_ns };
+        let mut process = self.find(identity)?;
+        let mut changed = false;
         if process.own.is_another(event) {
             // The report of an exec was lost: what it runs now is nobody's to trust.
-            let (_, program) = read(event.pid).map(|(parent, program, _)| (parent, program)).unwrap_or_default();
+            let program = proc::read(event.pid).map(|found| found.program).unwrap_or_default();
             let program = Program { pid: event.pid, start_ns: event.start_ns, ..program };
-            process.own =
-                Running { program: Arc::new(program), file: event.program, by_stat: false, judged: true };
-            self.remember(process.clone());
-        } else if process.judge(policies) {
-            self.remember(process.clone());
+            process.own = Running {
+                program: Arc::new(program),
+                file: event.program,
+                by_stat: false,
+                script: None,
+                judged: true,
+            };
+            changed = true;
+        } else {
+            changed |= process.judge(policies);
         }
         let own = &process.own.program;
         let asked = own.trusted && own.executable.as_ref().is_some_and(|path| policies.wants_sum(path.as_bytes()));
-        if asked && own.sha256.is_none() {
-            let sha256 = self.sum(event.pid);
-            process.own.program = Arc::new(Program { sha256, ..(*process.own.program).clone() });
-            self.remember(process.clone());
+        let sha256 = if asked && own.sha256.is_none() { self.sum(event.pid) } else { own.sha256.clone() };
+        if own.sha256 != sha256 || own.start_ns != event.start_ns {
+            let start_ns = event.start_ns;
+            process.own.program = Arc::new(Program { sha256, start_ns, ..(**own).clone() });
+            changed = true;
         }
-        let program = Program { start_ns: event.start_ns, ..(*process.own.program).clone() };
-        Some((program, process.ancestors.iter().map(|ancestor| (*ancestor.program).clone()).collect()))
+        let opener = Opener {
+            program: process.own.program.clone(),
+            ancestors: process.ancestors.iter().map(|ancestor| ancestor.program.clone()).collect(),
+        };
+        if changed {
+            self.remember(process);
+        }
+        Some(opener)
     }
 
     /// What is remembered of a process, or what /proc says while it lives.
     fn find(&mut self, identity: Identity) -> Option<Process> {
-        let same = |process: &&Process| process.own.program.start_ns / TICK_NS == identity.start_ns / TICK_NS;
-        if let Some(process) = self.known.get(&identity.pid).filter(same) {
+        if let Some(process) = self.known.get(&key(identity)) {
             return Some(process.clone());
         }
         let process = self.read(identity.pid, false)?;
-        if !same(&&process) {
+        if process.key() != key(identity) {
             return None;
         }
         self.remember(process.clone());
@@ -138,23 +201,30 @@ impl Processes {
     /// Reads a process and its ancestors from /proc; `early`, before anybody could have prepared for it.
     fn read(&self, pid: u32, early: bool) -> Option<Process> {
         let mut all: Vec<Running> = Vec::new();
-        let mut next = pid;
+        let (mut next, mut home) = (pid, None);
         while all.len() <= ANCESTORS && next != 0 {
-            let Some((parent, program, file)) = read(next) else { break };
+            let Some(found) = proc::read(next) else { break };
+            let program = found.program;
             // Who started later is not the parent, but has its pid now.
             if all.last().is_some_and(|child| program.start_ns > child.program.start_ns) {
                 break;
             }
-            let known = self
-                .known
-                .get(&next)
-                .filter(|known| known.own.program.start_ns / TICK_NS == program.start_ns / TICK_NS);
-            let new = || Running { program: Arc::new(program.clone()), file, by_stat: true, judged: !early };
-            all.push(known.map_or_else(new, |known| known.own.clone()));
-            next = parent;
+            let known = self.known.get(&(next, program.start_ns / TICK_NS));
+            home = home.or_else(|| known.and_then(|known| known.home.clone()));
+            all.push(known.map_or_else(
+                || Running {
+                    program: Arc::new(program),
+                    file: found.file,
+                    by_stat: true,
+                    script: None,
+                    judged: !early,
+                },
+                |known| known.own.clone(),
+            ));
+            next = found.parent;
         }
         let mut all = all.into_iter();
-        Some(Process { own: all.next()?, ancestors: all.collect() })
+        Some(Process { own: all.next()?, ancestors: all.collect(), home })
     }
 
     /// SHA-256 sum of a process's program, taken once of each version of a file.
@@ -176,13 +246,24 @@ impl Processes {
     }
 
     fn remember(&mut self, process: Process) {
-        if self.known.len() >= CACHE_LIMIT {
-            self.known.retain(|pid, _| fs::metadata(format!("/proc/{pid}")).is_ok());
-            if self.known.len() >= CACHE_LIMIT {
-                self.known.clear();
-            }
+        let key = process.key();
+        if self.known.len() >= LIMIT && !self.known.contains_key(&key) {
+            // Whoever forks without end shall not make the others unknown.
+            let detail = format!("{LIMIT} processes are remembered; new ones are looked up in /proc");
+            self.notices.add("enrich", "processes_full", 1, detail);
+            return;
         }
-        self.known.insert(process.own.program.pid, process);
+        self.known.insert(key, process);
+    }
+
+    /// Forgets processes that have ended without a report: the kernel could not hand it over.
+    pub(super) fn sweep(&mut self) {
+        self.known.retain(|(pid, ticks), _| proc::is_alive(Identity { pid: *pid, start_ns: ticks * TICK_NS }));
+    }
+
+    /// How many are remembered.
+    pub(super) fn len(&self) -> usize {
+        self.known.len()
     }
 }
 
@@ -192,9 +273,21 @@ impl Running {
         let (Some(known), Some(now)) = (self.file, event.program) else { return false };
         known.1 != now.1 || known.0 != now.0 && !self.by_stat
     }
+
+    /// True if it is to be decided whether it is trusted: an exception names it, or what it interprets.
+    fn is_asked(&self, policies: &PolicySet) -> bool {
+        let names = [self.program.executable.as_ref(), self.script.as_ref().map(|script| &script.path)];
+        !self.judged
+            && self.file.is_some()
+            && names.into_iter().flatten().any(|path| policies.excepts(path.as_bytes()))
+    }
 }
 
 impl Process {
+    fn key(&self) -> Key {
+        (self.own.program.pid, self.own.program.start_ns / TICK_NS)
+    }
+
     /// The ancestors of a child of this process.
     fn lineage(&self) -> Vec<Running> {
         std::iter::once(&self.own).chain(&self.ancestors).take(ANCESTORS).cloned().collect()
@@ -202,134 +295,149 @@ impl Process {
 
     /// Decides on every program that an exception names by now; true if there was one to decide on.
     fn judge(&mut self, policies: &PolicySet) -> bool {
-        let (mut any, mut pids) = (false, Vec::new());
+        let mut pids = Vec::new();
         for at in 0..=self.ancestors.len() {
             let running = if at == 0 { Some(&self.own) } else { self.ancestors.get(at - 1) };
             // Nearly always decided long since, or named by no exception: that must cost nothing.
-            let Some(Running { program, file: Some((device, inode)), judged: false, .. }) = running else {
-                continue;
-            };
-            let Some(path) = program.executable.clone().filter(|path| policies.excepts(path.as_bytes())) else {
-                continue;
-            };
+            let Some(running) = running.filter(|running| running.is_asked(policies)) else { continue };
             if pids.is_empty() {
                 pids =
                     std::iter::once(&self.own).chain(&self.ancestors).map(|running| running.program.pid).collect();
             }
-            let candidate = Candidate { path: path.as_bytes(), device: *device, inode: *inode };
-            let trusted = trust::is_trusted(&candidate, pids.get(at..).unwrap_or_default());
-            let program = Arc::new(Program { trusted, ..(**program).clone() });
-            let running = if at == 0 { Some(&mut self.own) } else { self.ancestors.get_mut(at - 1) };
-            running
-                .into_iter()
-                .for_each(|running| (running.program, running.judged, any) = (program.clone(), true, true));
+            let (Some((device, inode)), Some(path)) = (running.file, &running.program.executable) else {
+                continue;
+            };
+            let lineage = pids.get(at..).unwrap_or_default();
+            let trusted = trust::is_trusted(&Candidate { path: path.as_bytes(), device, inode }, lineage);
+            let script = running.script.as_ref().filter(|script| trusted && script.is_trusted(lineage));
+            let script = script.map(|script| script.path.clone());
+            let program = Arc::new(Program { trusted, script, ..(*running.program).clone() });
+            let decided = Running { program, script: None, judged: true, ..running.clone() };
+            match at.checked_sub(1) {
+                None => self.own = decided,
+                Some(at) => {
+                    self.ancestors.get_mut(at).into_iter().for_each(|ancestor| *ancestor = decided.clone())
+                }
+            }
         }
-        any
+        !pids.is_empty()
     }
-}
-
-/// The parent of a process, what it runs, and which file that is.
-type Read = (u32, Program, Option<(u32, u64)>);
-
-/// What /proc tells of a process.
-fn read(pid: u32) -> Option<Read> {
-    let (parent, start) = parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
-    let mut program = Program { pid, start_ns: start.checked_mul(TICK_NS)?, ..Program::default() };
-    // Kernel threads have no program, and a zombie's is gone.
-    let link = format!("/proc/{pid}/exe");
-    let mut file = None;
-    if let (Ok(found), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) {
-        let mut path = path.into_os_string().into_vec();
-        if found.nlink() == 0 && path.ends_with(b" (deleted)") {
-            path.truncate(path.len() - b" (deleted)".len());
-        }
-        program.executable = Some(path.into());
-        let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
-        file = Some((major << 20 | minor & 0xf_ffff, found.ino()));
-    }
-    Some((parent, program, file))
-}
-
-/// The parent of a process; 0 if it has none that can be seen from here.
-pub(super) fn parent_of(pid: u32) -> Option<u32> {
-    Some(parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?.0)
-}
-
-/// Parent pid and start time in ticks. The name in parentheses may hold anything, also `)`.
-fn parse_stat(stat: &[u8]) -> Option<(u32, u64)> {
-    let after_name = stat.get(stat.iter().rposition(|byte| *byte == b')')? + 1..)?;
-    let mut fields = std::str::from_utf8(after_name).ok()?.split_ascii_whitespace();
-    let parent = fields.nth(1)?.parse().ok()?;
-    let start = fields.nth(17)?.parse().ok()?;
-    Some((parent, start))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::{Args, Container, Name};
 
-    #[test]
-    fn a_name_with_parentheses_does_not_shift_the_fields() {
-        let stat = b"7 (a) R 1 (x) S 42 0 0 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 1234 0";
-        assert_eq!(parse_stat(stat), Some((42, 1234)));
-        assert_eq!(parse_stat(b"7 (a"), None);
-        assert_eq!(parse_stat(b"7 (a) S 42"), None);
+    fn processes() -> Processes {
+        Processes::new(Notices::default())
     }
 
     fn this() -> Identity {
         let pid = std::process::id();
-        Identity { pid, start_ns: read(pid).unwrap().1.start_ns }
+        Identity { pid, start_ns: proc::read(pid).unwrap().program.start_ns }
+    }
+
+    /// Pids that nobody has: beyond the kernel's greatest (PID_MAX_LIMIT, include/linux/threads.h).
+    fn identity(n: u32) -> Identity {
+        Identity { pid: (4 << 20) + n, start_ns: u64::from(n) * TICK_NS }
+    }
+
+    fn exec(process: Identity, path: &str) -> Exec {
+        Exec {
+            process,
+            cgroup_id: 1,
+            mount_ns: 0,
+            path: Some(path.into()),
+            device: 0,
+            inode: 1,
+            script: None,
+            chroot: false,
+            cwd: Some("/".into()),
+            args: Args::new(b"x\0y\0"),
+            args_cut: false,
+        }
+    }
+
+    fn fork(parent: Identity, child: Identity) -> Fork {
+        Fork { parent, cgroup_id: 1, child }
+    }
+
+    fn executable(running: &Running) -> &Name {
+        running.program.executable.as_ref().unwrap()
     }
 
     #[test]
     fn this_process_is_found_with_its_parent_and_a_wrong_start_is_another_process() {
-        let mut processes = Processes::default();
+        let mut processes = processes();
         for _ in 0..2 {
             let process = processes.find(this()).unwrap();
-            let executable = std::env::current_exe().unwrap();
-            assert_eq!(
-                process.own.program.executable.as_ref().unwrap().as_bytes(),
-                executable.as_os_str().as_encoded_bytes()
-            );
+            let here = std::env::current_exe().unwrap();
+            assert_eq!(executable(&process.own).as_bytes(), here.as_os_str().as_encoded_bytes());
             assert_eq!(process.ancestors[0].program.pid, std::os::unix::process::parent_id());
-            assert!(process.ancestors.len() <= ANCESTORS);
+            assert!(process.ancestors.len() <= ANCESTORS && process.own.program.from_proc);
         }
         assert!(processes.find(Identity { start_ns: this().start_ns + TICK_NS, ..this() }).is_none());
     }
 
     #[test]
     fn what_a_process_was_made_by_is_remembered_when_all_have_ended() {
-        // Pids that nobody has: beyond the kernel's greatest (PID_MAX_LIMIT, include/linux/threads.h).
-        let identity = |n: u32| Identity { pid: (4 << 20) + n, start_ns: u64::from(n) * TICK_NS };
-        let mut processes = Processes::default();
-        processes.forked(&Fork { parent: this(), child: identity(1) });
+        let mut processes = processes();
+        processes.forked(&fork(this(), identity(1)), None);
         for n in 1..8 {
-            let exec =
-                Exec { process: identity(n), path: Some(format!("/no/{n}").as_str().into()), device: 0, inode: 1 };
-            processes.executed(&exec, &PolicySet::default());
-            processes.forked(&Fork { parent: identity(n), child: identity(n + 1) });
+            processes.executed(&exec(identity(n), &format!("/no/{n}")), None, &PolicySet::default());
+            processes.forked(&fork(identity(n), identity(n + 1)), None);
+            processes.exited(identity(n));
         }
         let last = processes.find(identity(8)).unwrap();
-        let names: Vec<String> =
-            last.ancestors.iter().map(|p| p.program.executable.as_ref().unwrap().to_string()).collect();
-        assert_eq!(
-            last.own.program.executable.as_ref().unwrap().to_string(),
-            "/no/7",
-            "a child runs what its parent does"
-        );
+        let names: Vec<String> = last.ancestors.iter().map(|p| executable(p).to_string()).collect();
+        assert_eq!(executable(&last.own).to_string(), "/no/7", "a child runs what its parent does");
         assert_eq!(names, ["/no/7", "/no/6", "/no/5", "/no/4", "/no/3"]);
-        assert!(!last.own.program.trusted);
+        assert_eq!(last.own.program.args, Args::new(b"x\0y"));
+        assert!(!last.own.program.trusted && !last.own.program.from_proc);
         // The pid of one that ended, taken by another.
-        assert!(processes.find(Identity { pid: identity(8).pid, start_ns: 99 * TICK_NS }).is_none());
+        assert!(processes.find(Identity { start_ns: 99 * TICK_NS, ..identity(8) }).is_none());
+        // This one, which is alive and was looked up, and the last.
+        assert_eq!(processes.len(), 2);
     }
 
     #[test]
-    fn the_table_stays_bounded() {
-        let mut processes = Processes::default();
-        for n in 0..40_000 {
-            let process = Identity { pid: (4 << 20) + n, start_ns: 1 };
-            processes.executed(&Exec { process, path: None, device: 0, inode: 1 }, &PolicySet::default());
-            assert!(processes.known.len() <= CACHE_LIMIT);
+    fn a_process_stays_with_the_container_that_it_was_made_in() {
+        let mut processes = processes();
+        let home = |id: &str| {
+            Arc::new(Home {
+                container: Arc::new(Container { id: id.into(), ..Container::default() }),
+                first: false,
+            })
+        };
+        let (own, other) = (home("own"), home("other"));
+        processes.executed(&exec(identity(1), "/runtime"), None, &PolicySet::default());
+        processes.forked(&fork(identity(1), identity(2)), None);
+        assert_eq!(processes.placed(identity(2), None), None);
+        // The runtime puts its child into the container, where it makes children of its own.
+        assert_eq!(processes.placed(identity(2), Some(&own)), Some(own.clone()));
+        processes.executed(&exec(identity(2), "/init"), Some(own.clone()), &PolicySet::default());
+        processes.forked(&fork(identity(2), identity(3)), Some(own.clone()));
+        for elsewhere in [None, Some(&other)] {
+            assert_eq!(processes.placed(identity(3), elsewhere), Some(own.clone()));
         }
+        processes.forked(&fork(identity(3), identity(4)), Some(other.clone()));
+        assert_eq!(processes.placed(identity(4), Some(&other)), Some(own));
+        assert_eq!(processes.placed(identity(1), None), None);
+    }
+
+    #[test]
+    fn the_table_stays_bounded_and_those_that_are_known_stay_known() {
+        let mut processes = processes();
+        let long = Exec { args: Args::new(&[b'x'; 4096]), ..exec(identity(1), "/x") };
+        for n in 1..40_000 {
+            let exec = Exec { process: identity(n), ..long.clone() };
+            processes.executed(&exec, None, &PolicySet::default());
+        }
+        assert_eq!(processes.len(), LIMIT);
+        let kept = |n| processes.known.get(&key(identity(n))).map(|process| process.own.program.args.len());
+        assert_eq!((kept(1), kept(LIMIT as u32), kept(LIMIT as u32 + 1)), (Some(4096), Some(CROWD_ARGS), None));
+        processes.sweep();
+        assert_eq!(processes.len(), 0);
     }
 }

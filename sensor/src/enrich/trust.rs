@@ -16,6 +16,7 @@ use rustix::{
 };
 
 use super::cgroup;
+use crate::event::Name;
 
 /// Most generations between a process and the first one of its container.
 const GENERATIONS: usize = 64;
@@ -46,6 +47,40 @@ pub(super) struct Candidate<'a> {
     pub(super) inode: u64,
 }
 
+/// What a process interprets, as it was asked for.
+#[derive(Debug)]
+pub(super) struct Script {
+    /// Its path, by the letters.
+    pub(super) path: Name,
+    /// The mount namespace of the process.
+    pub(super) mount_ns: u64,
+    /// Its root was that of the namespace, so that the path leads where it says.
+    pub(super) certain: bool,
+}
+
+impl Script {
+    /// Whether the path can only hold what root or the image put there, now as at the exec: the kernel has closed the
+    /// script by the time that it reports, and the interpreter opens the name once more.
+    pub(super) fn is_trusted(&self, lineage: &[u32]) -> bool {
+        let path = self.path.as_bytes();
+        let in_namespace = |pid: u32| mount_namespace(pid) == Some(self.mount_ns);
+        self.certain
+            && path.starts_with(b"/")
+            && (in_namespace(host()) && is_roots_all_the_way(path)
+                || entry_of_container(lineage)
+                    .is_some_and(|entry| in_namespace(entry) && comes_with_image(path, entry, |_| true)))
+    }
+}
+
+/// Whether a file of the host, and every directory on the way to it, is root's and nobody else may write it.
+fn is_roots_all_the_way(path: &[u8]) -> bool {
+    let ends = (1..=path.len()).filter(|end| path.get(*end).is_none_or(|byte| *byte == b'/'));
+    ends.filter_map(|end| path.get(..end)).all(|part| {
+        let found = find(host(), part, ResolveFlags::empty()).ok().and_then(|file| fstat(file).ok());
+        found.is_some_and(|found| found.st_uid == 0 && found.st_mode & WRITABLE == 0)
+    })
+}
+
 /// Whether the candidate's path can only hold what root or the image put there. `lineage` are pids of the process that
 /// runs it and of its ancestors, the nearest first, as far as they are known.
 ///
@@ -64,15 +99,20 @@ fn of_host(candidate: &Candidate<'_>) -> bool {
 }
 
 fn of_image(candidate: &Candidate<'_>, entry: u32) -> bool {
-    let found = find(entry, candidate.path, ResolveFlags::NO_XDEV);
-    if found.ok().and_then(|file| candidate.is(&file, entry)).is_none() {
+    comes_with_image(candidate.path, entry, |file| candidate.is(file, entry).is_some())
+}
+
+/// Whether what is at `path` in the root of the container that process `entry` is the first of `is_it`, lies in no volume
+/// and is not in the layer that the container writes.
+fn comes_with_image(path: &[u8], entry: u32, is_it: impl Fn(&OwnedFd) -> bool) -> bool {
+    if !find(entry, path, ResolveFlags::NO_XDEV).is_ok_and(|file| is_it(&file)) {
         return false;
     }
     let Ok(mounts) = fs::read(format!("/proc/{entry}/mountinfo")) else { return false };
     match upper_layer(&mounts) {
         Some(Upper::ReadOnly) => true,
         Some(Upper::At(directory)) => {
-            let copy = find(host(), &[directory.as_slice(), candidate.path].concat(), ResolveFlags::empty());
+            let copy = find(host(), &[directory.as_slice(), path].concat(), ResolveFlags::empty());
             copy.is_err_and(|why| why == Errno::NOENT || why == Errno::NOTDIR)
         }
         None => false,
@@ -118,7 +158,7 @@ fn entry_of_container(lineage: &[u32]) -> Option<u32> {
         if namespace == outside {
             return None;
         }
-        let parent = super::process::parent_of(entry)?;
+        let parent = super::proc::parent_of(entry)?;
         // Its parent is in a pid namespace that is not ours to see: nothing is known of it.
         if parent == 0 {
             return None;

@@ -7,8 +7,8 @@ use uuid::Uuid;
 use super::{Verdict, explain};
 use crate::{
     event::{
-        Call, CaptureMode, Container, Enriched, Enrichment, Event, File, Name, Operation, Owner, Pod, Program,
-        flags,
+        Call, CaptureMode, Container, Enriched, Enrichment, Event, File, Ids, Name, Operation, Owner, Pod,
+        Program, flags,
     },
     policy::{Compiled, Example, Fault, Kind, Outcome, PolicySet, Subjects},
 };
@@ -95,31 +95,35 @@ pub fn event_of(example: &Example, pods: bool, namespace: Option<&str>) -> Enric
         ..Program::default()
     };
     let pod = in_pod.then(|| Pod {
+        name: "example".to_owned(),
         namespace: example.namespace.as_deref().or(namespace).unwrap_or("default").to_owned(),
         labels: example.pod_labels.clone(),
         namespace_labels: Some(namespace_labels(example, namespace)),
+        ..Pod::default()
     });
     let container = in_pod.then(|| Container {
         id: "0".repeat(64),
-        pod_uid: None,
         name: example.container.clone(),
         image: example.image.clone(),
+        ..Container::default()
     });
     Enriched {
         event: access(example),
-        process: Program {
+        process: Arc::new(Program {
             script: example.script.as_deref().map(Name::from),
             sha256: example.sha256.as_ref().map(|sum| sum.to_lowercase()),
             ..program(example.by.as_ref())
-        },
-        ancestors: example.ancestors.iter().map(|path| program(Some(path))).collect(),
+        }),
+        ancestors: example.ancestors.iter().map(|path| Arc::new(program(Some(path)))).collect(),
         user: example.user,
         cgroup_path: Some("/example".into()),
-        container,
-        pod,
+        container: container.map(Arc::new),
+        pod: pod.map(Arc::new),
+        moved_from: None,
         owner: Some(if in_pod && example.home.is_some() { Owner::Host } else { Owner::Own }),
         known_as: Vec::new(),
         enrichment: Enrichment::Complete,
+        missing: Vec::new(),
     }
 }
 
@@ -156,13 +160,16 @@ fn access(example: &Example) -> Event {
         sequence: 1,
         pid: 2,
         tid: 2,
+        initial_pid: None,
+        own_pid: None,
         start_ns: 0,
+        started: None,
         cgroup_id: 1,
-        uid: example.user.unwrap_or_default(),
-        gid: 0,
-        euid: example.user,
+        ids: Ids { uid: example.user.unwrap_or_default(), euid: example.user, ..Ids::default() },
+        login_uid: None,
         user_ns: None,
         mount_ns: None,
+        pid_ns: None,
         program: None,
         comm: Name::default(),
         call: if operation == Operation::Truncate { Call::Truncate } else { call },

@@ -9,7 +9,7 @@ use std::{borrow::Cow, sync::Arc};
 pub use self::example::{event_of, run_examples};
 use crate::{
     event::{Enriched, Event, Operation, Owner, PathStatus},
-    policy::{Alert, Compiled, Files, Kind, Namespace, Outcome, PolicySet, Subjects, View, names},
+    policy::{Alert, Compiled, Files, Kind, Namespace, Other, Outcome, PolicySet, View, names},
 };
 
 /// A name of the event's file, with every other name for the same.
@@ -100,6 +100,8 @@ pub fn explain(event: &Enriched, set: &PolicySet) -> Vec<Verdict> {
 /// Every pattern of every policy that a view matches.
 fn hits(event: &Enriched, set: &PolicySet, sights: &[Sight<'_>]) -> Vec<(u32, Hit)> {
     let namespace = match &event.pod {
+        // One that has moved itself is judged by both namespaces.
+        _ if event.moved_from.is_some() => Namespace::Unknown,
         Some(pod) => Namespace::Is(&pod.namespace),
         None if on_host(event) => Namespace::None,
         None => Namespace::Unknown,
@@ -185,44 +187,21 @@ fn judge(enriched: &Enriched, policy: &Compiled, sights: &[Sight<'_>], hits: &[H
     verdict
 }
 
-/// Why the policy does not speak of this process, if it does not. What is unknown is no reason: a ClusterPathPolicy
-/// rather alerts too often, while a PathPolicy must never see another namespace.
+/// Why the policy does not speak of this process, if it does not. One that has moved itself is where it was, too.
 fn opener(event: &Enriched, policy: &Compiled) -> Option<Verdict> {
-    let spec = &policy.policy.spec;
-    let pod = event.pod.as_ref();
-    if policy.policy.kind == Kind::PathPolicy {
-        let Some(pod) = pod else {
-            return Some(if on_host(event) { Verdict::Subject } else { Verdict::NamespaceUnknown });
-        };
-        if policy.policy.metadata.namespace.as_ref() != Some(&pod.namespace) {
-            return Some(Verdict::Namespace);
-        }
-    } else {
-        match spec.subjects.unwrap_or_default() {
-            Subjects::Pods if on_host(event) => return Some(Verdict::Subject),
-            Subjects::Host if event.container.is_some() => return Some(Verdict::Subject),
-            Subjects::Pods | Subjects::Host | Subjects::All => {}
-        }
+    let on_host = on_host(event);
+    let mut answers = event.places().map(|place| policy.speaks_of(&place, on_host && place.container.is_none()));
+    let first = answers.next()?.err()?;
+    if answers.any(|answer| answer.is_ok()) {
+        return None;
     }
-    let labels = pod.and_then(|pod| pod.namespace_labels.as_ref());
-    if let (Some(selector), Some(labels)) = (&spec.namespace_selector, labels)
-        && !selector.selects(labels)
-    {
-        return Some(Verdict::Namespace);
-    }
-    if let (Some(selector), Some(pod)) = (&spec.pod_selector, pod)
-        && !selector.selects(&pod.labels)
-    {
-        return Some(Verdict::Pod);
-    }
-    let container = event.container.as_ref();
-    let name = container.and_then(|container| container.name.as_deref());
-    let image = container.and_then(|container| container.image.as_deref());
-    let others = [(&policy.container_names, name), (&policy.container_images, image)];
-    let other = others.into_iter().any(|(patterns, text)| {
-        patterns.as_ref().zip(text).is_some_and(|(patterns, text)| !patterns.matches_name(text))
-    });
-    other.then_some(Verdict::Container)
+    Some(match first {
+        Other::Subject => Verdict::Subject,
+        Other::NamespaceUnknown => Verdict::NamespaceUnknown,
+        Other::Namespace => Verdict::Namespace,
+        Other::Pod => Verdict::Pod,
+        Other::Container => Verdict::Container,
+    })
 }
 
 /// True for a process that is surely in no container; one whose cgroup is unknown may be in any.

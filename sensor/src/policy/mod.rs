@@ -13,6 +13,7 @@ mod parse;
 mod position;
 mod reload;
 mod spec;
+mod subject;
 mod trie;
 
 use std::sync::Arc;
@@ -32,6 +33,7 @@ pub use self::{
         ApiVersion, Comparison, ContainerSelector, Exception, Files, Kind, LabelSelector, Metadata, Outcome,
         Policy, Requirement, Severity, Spec, Subjects, Threat,
     },
+    subject::Other,
 };
 use crate::event::Enriched;
 

@@ -1,0 +1,346 @@
+//! Pods of this node as the API server tells of them: one watch, and one more of namespaces while a policy needs it.
+//!
+//! Must not know processes or cgroups; only this file of the stage knows `kube`.
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use anyhow::Context as _;
+use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
+use k8s_openapi::{
+    api::core::v1::{Namespace, Pod as FullPod},
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt as _,
+    config::{KubeConfigOptions, Kubeconfig},
+    core::{DeserializeGuard, PartialObjectMeta},
+    runtime::watcher,
+};
+use serde::Deserialize;
+use tokio::{
+    sync::{mpsc, watch},
+    time::sleep,
+};
+use uuid::Uuid;
+
+use super::pod::{Change, Described, PodInfo, owners};
+use crate::{event::Pod, notice::Notices, policy::PolicySet};
+
+/// Sensors of a cluster begin within so much time, so that not all ask at once; no longer than an event is held.
+const SPREAD: Duration = Duration::from_secs(2);
+/// How long to wait for a connection.
+const CONNECT: Duration = Duration::from_secs(10);
+/// How long a connection may be silent. The API server sends a bookmark each minute to a watch without news.
+const SILENCE: Duration = Duration::from_secs(90);
+
+/// The fields of a pod that are used: a fraction of it.
+#[derive(Clone, Debug, Deserialize, Resource)]
+#[resource(inherit = FullPod)]
+#[serde(rename_all = "camelCase")]
+struct SlimPod {
+    metadata: ObjectMeta,
+    #[serde(default)]
+    spec: Spec,
+    #[serde(default)]
+    status: Status,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Spec {
+    containers: Vec<Container>,
+    init_containers: Vec<Container>,
+    ephemeral_containers: Vec<Container>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Container {
+    name: String,
+    image: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Status {
+    phase: String,
+    #[serde(rename = "podIPs")]
+    pod_ips: Vec<Address>,
+    container_statuses: Vec<ContainerStatus>,
+    init_container_statuses: Vec<ContainerStatus>,
+    ephemeral_container_statuses: Vec<ContainerStatus>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Address {
+    ip: String,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct ContainerStatus {
+    name: String,
+    image: String,
+    #[serde(rename = "imageID")]
+    image_id: String,
+    #[serde(rename = "containerID")]
+    container_id: String,
+    state: State,
+    last_state: State,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct State {
+    terminated: Option<Terminated>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
+struct Terminated {
+    #[serde(rename = "containerID")]
+    container_id: String,
+}
+
+/// Where the API server is and who we are to it.
+#[derive(Clone)]
+pub(super) struct Source {
+    kubeconfig: Option<PathBuf>,
+}
+
+impl Source {
+    /// By `kubeconfig`, or else by the pod's own service account.
+    ///
+    /// # Errors
+    /// When the file, or what a pod is given, cannot be used.
+    pub(super) fn new(kubeconfig: Option<PathBuf>) -> anyhow::Result<Self> {
+        let source = Self { kubeconfig };
+        source.client()?;
+        Ok(source)
+    }
+
+    /// A client with the token as it is now: what the kubelet mounts is replaced long before it expires.
+    fn client(&self) -> anyhow::Result<Client> {
+        let mut config = match &self.kubeconfig {
+            Some(file) => {
+                let context = || format!("enrich.kubeconfig {} is not usable", file.display());
+                let whole = Kubeconfig::read_from(file).with_context(context)?;
+                let options = KubeConfigOptions::default();
+                // It reads files only.
+                kube::Config::from_custom_kubeconfig(whole, &options).now_or_never().context("it waits for something")?.with_context(context)?
+            }
+            None => kube::Config::incluster().context(
+                "no cluster to ask for pods: run as a pod with a service account, name a file in enrich.kubeconfig, or set enrich.kubernetes to off",
+            )?,
+        };
+        config.connect_timeout = Some(CONNECT);
+        config.read_timeout = Some(SILENCE);
+        Client::try_from(config).context("the API server's address or certificates are not usable")
+    }
+}
+
+/// Tells `changes` of the pods of `node`, and of namespaces while a policy selects by their labels; ends when nobody
+/// listens.
+pub(super) async fn tell_changes(
+    source: Source,
+    node: String,
+    policies: watch::Receiver<Arc<PolicySet>>,
+    changes: mpsc::Sender<Change>,
+    notices: Notices,
+) -> anyhow::Result<()> {
+    sleep(SPREAD.mul_f64((Uuid::new_v4().as_u128() % 1000) as f64 / 1000.0)).await;
+    tokio::select! {
+        () = changes.closed() => {}
+        () = watch_pods(&source, &node, &changes, &notices) => {}
+        () = watch_namespaces(&source, policies, &changes, &notices) => {}
+    }
+    Ok(())
+}
+
+async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>, notices: &Notices) {
+    let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
+    // Streaming costs the API server least, but it may be too old for it; lists from its cache come next.
+    let (mut config, plain) = (of_node.clone().streaming_lists(), from_cache(of_node));
+    let mut pauses = watcher::DefaultBackoff::default();
+    loop {
+        let mut stream = stream::<DeserializeGuard<SlimPod>>(source, &config, notices);
+        // Also where the watch could go on: a server that was set up anew, or from a backup, counts its versions from
+        // lower numbers, and would say nothing until it has caught up with the last that we know.
+        while let Some(event) = stream.next().await {
+            let change = match event {
+                Ok(watcher::Event::Init) => Change::Began,
+                Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod)) => {
+                    Change::Applied(Box::new(info(pod, notices)))
+                }
+                Ok(watcher::Event::Delete(pod)) => Change::Deleted(pod.uid().unwrap_or_default()),
+                Ok(watcher::Event::InitDone) => Change::Listed,
+                Err(why) if config != plain && refuses_streams(&why) => {
+                    config = plain.clone();
+                    tracing::info!("the API server does not stream lists; pods are listed instead");
+                    break;
+                }
+                Err(why) => {
+                    tell(notices, "pods", &why);
+                    if changes.send(Change::Silent).await.is_err() {
+                        return;
+                    }
+                    break;
+                }
+            };
+            if changes.send(change).await.is_err() {
+                return;
+            }
+        }
+        sleep(pauses.next().unwrap_or(SILENCE)).await;
+    }
+}
+
+async fn watch_namespaces(
+    source: &Source,
+    mut policies: watch::Receiver<Arc<PolicySet>>,
+    changes: &mpsc::Sender<Change>,
+    notices: &Notices,
+) {
+    let config = from_cache(watcher::Config::default());
+    let mut pauses = watcher::DefaultBackoff::default();
+    while policies.wait_for(|set| set.wants_namespace_labels()).await.is_ok() {
+        let mut stream = stream::<PartialObjectMeta<Namespace>>(source, &config, notices);
+        loop {
+            let event = tokio::select! {
+                event = stream.next() => event,
+                _ = policies.wait_for(|set| !set.wants_namespace_labels()) => break,
+            };
+            let change = match event {
+                Some(Ok(watcher::Event::Apply(found) | watcher::Event::InitApply(found))) => {
+                    Change::Namespace(found.name_any(), Some(found.labels().clone()))
+                }
+                Some(Ok(watcher::Event::Delete(found))) => Change::Namespace(found.name_any(), None),
+                Some(Ok(watcher::Event::Init | watcher::Event::InitDone)) => continue,
+                Some(Err(why)) => {
+                    tell(notices, "namespaces", &why);
+                    break;
+                }
+                None => break,
+            };
+            if changes.send(change).await.is_err() {
+                return;
+            }
+        }
+        sleep(pauses.next().unwrap_or(SILENCE)).await;
+    }
+    // Without policies to come there is nothing to wait for, and this is not what ends the watch of pods.
+    std::future::pending().await
+}
+
+/// Lists that the API server answers from its cache. In pages it would go to etcd for them, whatever version is asked for.
+fn from_cache(config: watcher::Config) -> watcher::Config {
+    watcher::Config { page_size: None, ..config.any_semantic() }
+}
+
+/// Objects as the API server tells of them; none if what a pod is given cannot be read now.
+fn stream<K>(
+    source: &Source,
+    config: &watcher::Config,
+    notices: &Notices,
+) -> BoxStream<'static, Result<watcher::Event<K>, watcher::Error>>
+where
+    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
+{
+    match source.client() {
+        Ok(client) => watcher(Api::all(client), config.clone()).boxed(),
+        Err(why) => {
+            notices.add("enrich", "api_unreachable", 1, format!("{why:#}"));
+            futures::stream::empty().boxed()
+        }
+    }
+}
+
+/// The answer of the API server, if it is one.
+fn status(why: &watcher::Error) -> Option<u16> {
+    match why {
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
+        watcher::Error::WatchError(status) => Some(status.code),
+        watcher::Error::InitialListFailed(_)
+        | watcher::Error::WatchStartFailed(_)
+        | watcher::Error::WatchFailed(_)
+        | watcher::Error::NoResourceVersion => None,
+    }
+}
+
+/// Before 1.34, or with the feature WatchList turned off, the parameters of a streaming list are invalid.
+fn refuses_streams(why: &watcher::Error) -> bool {
+    matches!(why, watcher::Error::WatchStartFailed(_)) && matches!(status(why), Some(400 | 404 | 405 | 415 | 422))
+}
+
+/// Says what is the matter and what to do.
+fn tell(notices: &Notices, what: &str, why: &watcher::Error) {
+    let (reason, remedy) = match status(why) {
+        Some(403) => ("api_refused", format!("allow the service account to list and watch {what}")),
+        Some(401) => ("api_refused", "check the service account's token".to_owned()),
+        // It has forgotten what came after our last look; everything is told anew.
+        Some(410) => return,
+        _ => ("api_unreachable", "it is asked again".to_owned()),
+    };
+    // The innermost cause says it; those around it repeat it at length.
+    let causes = std::iter::successors(Some(why as &dyn std::error::Error), |why| why.source());
+    let text = causes.last().map(ToString::to_string).unwrap_or_default();
+    let detail = format!("the API server tells nothing of {what}, events go on without: {text}; {remedy}");
+    notices.add("enrich", reason, 1, detail);
+}
+
+/// What the sensor needs of a pod; of one that cannot be read as a whole, what its metadata tell.
+fn info(DeserializeGuard(pod): DeserializeGuard<SlimPod>, notices: &Notices) -> PodInfo {
+    let SlimPod { metadata, spec, status } = pod.unwrap_or_else(|why| {
+        let name = why.metadata.name.clone().unwrap_or_default();
+        notices.add("enrich", "pod_unreadable", 1, format!("pod {name} cannot be read as a whole: {}", why.error));
+        SlimPod { metadata: why.metadata, spec: Spec::default(), status: Status::default() }
+    });
+    let annotation = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name)).cloned();
+    let references = metadata.owner_references.unwrap_or_default();
+    let controller = references.into_iter().find(|owner| owner.controller == Some(true));
+    // A mirror pod is the kubelet's own account of a static one: its cgroup has the hash of the manifest for a uid.
+    let mirrors = controller.as_ref().is_some_and(|owner| owner.kind == "Node");
+    let hash = annotation("kubernetes.io/config.mirror").filter(|_| mirrors);
+    let labels = metadata.labels.unwrap_or_default();
+    let created = metadata.creation_timestamp.map(|time| time.0.as_second());
+    let controller = controller.map(|owner| (owner.kind, owner.name));
+    let owners = owners(controller, &labels, created);
+    let statuses =
+        [status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses];
+    let alone =
+        spec.containers.len() == 1 && spec.init_containers.is_empty() && spec.ephemeral_containers.is_empty();
+    let only = spec.containers.into_iter().next().filter(|_| alone);
+    PodInfo {
+        pod: Pod {
+            namespace: metadata.namespace.unwrap_or_default(),
+            name: metadata.name.unwrap_or_default(),
+            uid: metadata.uid.unwrap_or_default(),
+            ips: status.pod_ips.into_iter().map(|address| address.ip).collect(),
+            labels,
+            labels_cut: false,
+            owners,
+            namespace_labels: None,
+        },
+        hash,
+        containers: statuses.into_iter().flatten().flat_map(ids_of).collect(),
+        only: only.map(|only| Described::new(&only.name, &only.image, "")),
+        ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
+    }
+}
+
+/// The container's present id and the one before, each with what it is called.
+fn ids_of(status: ContainerStatus) -> impl Iterator<Item = (String, Described)> {
+    let described = Described::new(&status.name, &status.image, &status.image_id);
+    let ended = [status.state.terminated, status.last_state.terminated].into_iter().flatten();
+    let ids = ended.map(|ended| ended.container_id).chain([status.container_id]);
+    ids.filter_map(move |id| {
+        let (runtime, id) = id.split_once("://")?;
+        let mut described = described.clone();
+        described.runtime = Some(runtime.to_owned());
+        Some((id.to_owned(), described))
+    })
+    .collect::<Vec<_>>()
+    .into_iter()
+}

@@ -1,0 +1,78 @@
+//! Which policies speak of which cgroup: decided once for each container, and again when its pod or the policies change.
+//! The kernel filter is fed with it.
+use std::{collections::HashMap, sync::Arc};
+
+use tokio::sync::watch;
+
+use super::container::Home;
+use crate::{event::Place, policy::PolicySet};
+
+/// The decision for all cgroups that are in containers. Any other may be in one: of those every policy speaks.
+#[derive(Clone, Debug, Default)]
+pub struct Targets {
+    /// The policies that were asked.
+    pub policies: Arc<PolicySet>,
+    /// By cgroup, the places in the set of the policies that speak of processes in there, sorted.
+    pub cgroups: HashMap<u64, Arc<[u32]>>,
+}
+
+impl Targets {
+    /// Whether the policy at place `policy` of the set may speak of processes in cgroup `id`.
+    #[must_use]
+    pub fn may(&self, id: u64, policy: u32) -> bool {
+        self.cgroups.get(&id).is_none_or(|policies| policies.binary_search(&policy).is_ok())
+    }
+}
+
+/// Keeps the targets current.
+pub(super) struct Selection {
+    policies: Arc<PolicySet>,
+    /// By container's id, what was known of it and what was decided.
+    decided: HashMap<String, (Place, Arc<[u32]>)>,
+    published: watch::Sender<Arc<Targets>>,
+}
+
+impl Selection {
+    pub(super) fn new() -> (Self, watch::Receiver<Arc<Targets>>) {
+        let (published, receiver) = watch::channel(Arc::default());
+        (Self { policies: Arc::default(), decided: HashMap::new(), published }, receiver)
+    }
+
+    /// Decides on cgroups of `homes` of which something else is known than before, and publishes what has changed.
+    pub(super) fn refresh<'a>(
+        &mut self,
+        homes: impl Iterator<Item = (u64, &'a Arc<Home>)>,
+        policies: &Arc<PolicySet>,
+        mut place: impl FnMut(&Home) -> Place,
+    ) {
+        if !Arc::ptr_eq(&self.policies, policies) {
+            self.policies = policies.clone();
+            self.decided.clear();
+        }
+        let mut before = std::mem::take(&mut self.decided);
+        let mut cgroups = HashMap::new();
+        for (id, home) in homes {
+            let name = &home.container.id;
+            if !self.decided.contains_key(name) {
+                let place = place(home);
+                let known = before.remove(name).filter(|(before, _)| *before == place);
+                let decision = known.unwrap_or_else(|| {
+                    let speaking = policies.speaking_of(&place, false).into();
+                    (place, speaking)
+                });
+                self.decided.insert(name.clone(), decision);
+            }
+            if let Some((_, decision)) = self.decided.get(name) {
+                cgroups.insert(id, decision.clone());
+            }
+        }
+        let policies = policies.clone();
+        self.published.send_if_modified(|targets| {
+            let same = Arc::ptr_eq(&targets.policies, &policies) && targets.cgroups == cgroups;
+            if !same {
+                *targets = Arc::new(Targets { policies, cgroups });
+            }
+            !same
+        });
+    }
+}
