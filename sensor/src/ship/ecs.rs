@@ -7,11 +7,12 @@ use serde_json::{Map, Value, json, value::RawValue};
 use uuid::Uuid;
 
 use super::{
-    identity::{Identity, Node, entity_id, event_id},
+    identity::{Identity, Node, event_id},
+    opener,
     record::Record,
 };
 use crate::{
-    event::{Enriched, Name, Operation, Program},
+    event::{Enriched, Name, Operation},
     policy::{Alert, Compiled},
 };
 
@@ -51,8 +52,8 @@ impl Encoder {
             "data_stream": {"type": "logs", "dataset": "pathwatch.alert", "namespace": "default"},
             "event": event_fields(alert, id, sequence, created),
             "file": file(&alert.event, &mut raw),
-            "process": self.process(&alert.event, &mut raw),
-            "user": {"id": event.uid.to_string()},
+            "process": opener::process(self.identity.agent_id, &alert.event, &mut raw),
+            "user": {"id": event.ids.uid.to_string()},
             "host": {"name": self.node.name, "hostname": self.node.name, "boot": {"id": event.boot_id}},
             "observer": {"vendor": "Pathwatch", "product": "Pathwatch", "type": "sensor", "version": env!("CARGO_PKG_VERSION")},
             "agent": {
@@ -65,9 +66,10 @@ impl Encoder {
             },
             "threat": threat(&alert.policy),
             "tags": policy.spec.tags,
-            "related": {"user": [event.uid.to_string()], "hosts": [self.node.name]},
-            "container": alert.event.container.as_ref().map(|c| json!({"id": c.id})),
-            "orchestrator": self.orchestrator(&alert.event),
+            "related": {"user": [event.ids.uid.to_string()], "hosts": [self.node.name]},
+            "container": alert.event.container.as_deref().map(opener::container),
+            "orchestrator": opener::orchestrator(&self.node, &alert.event),
+            "kubernetes": alert.event.pod.as_deref().map(|pod| opener::kubernetes(&self.node, alert.event.container.as_deref(), pod)),
             "pathwatch": self.own(alert),
         });
         if !raw.is_empty()
@@ -98,41 +100,9 @@ impl Encoder {
         event_id(self.identity.agent_id, &alert.event.event, Some(alert.policy.name()))
     }
 
-    fn process(&self, enriched: &Enriched, raw: &mut Map<String, Value>) -> Value {
-        let event = &enriched.event;
-        let entity =
-            |program: &Program| entity_id(self.identity.agent_id, event.boot_id, program.pid, program.start_ns);
-        json!({
-            "pid": event.pid,
-            "entity_id": entity(&enriched.process),
-            "name": text(&event.comm),
-            "executable": enriched.process.executable.as_ref().map(|exe| kept("process.executable", exe, raw)),
-            "thread": {"id": event.tid},
-            "real_user": {"id": event.uid.to_string()},
-            "real_group": {"id": event.gid.to_string()},
-            "parent": enriched.ancestors.first().map(|parent| json!({
-                "pid": parent.pid,
-                "entity_id": entity(parent),
-                "executable": parent.executable.as_ref().map(|exe| kept("process.parent.executable", exe, raw)),
-            })),
-        })
-    }
-
-    fn orchestrator(&self, enriched: &Enriched) -> Value {
-        let pod = enriched.container.as_ref().and_then(|container| container.pod_uid.as_ref());
-        if pod.is_none() && self.node.cluster.is_none() {
-            return Value::Null;
-        }
-        json!({
-            "type": "kubernetes",
-            "cluster": {"name": self.node.cluster},
-            "resource": pod.map(|uid| json!({"type": "pod", "id": uid})),
-        })
-    }
-
     fn own(&self, alert: &Alert) -> Value {
         let event = &alert.event.event;
-        json!({
+        let mut fields = json!({
             "schema_version": SCHEMA_VERSION,
             "open_id": event_id(self.identity.agent_id, event, None),
             "severity": alert.policy.policy.spec.severity,
@@ -142,18 +112,19 @@ impl Encoder {
                 "name": alert.policy.name(), "namespace": alert.policy.policy.metadata.namespace,
                 "source": alert.policy.source, "version": alert.policy.version, "overridden": alert.policy.overridden,
             },
-            "trusted": alert.event.process.trusted,
             "operation": event.operations(),
             "open_flags": format!("{:#o}", event.flags),
             "capture_mode": event.mode,
-            "enrichment": alert.event.enrichment,
             "path": {
                 "status": event.status,
                 "requested": event.requested.as_ref().map(text),
                 "home": event.home.as_ref().map(text),
             },
-            "cgroup": {"id": event.cgroup_id.to_string(), "path": alert.event.cgroup_path.as_ref().map(text)},
-        })
+        });
+        if let Value::Object(fields) = &mut fields {
+            fields.extend(opener::own(&alert.event));
+        }
+        fields
     }
 }
 
@@ -252,7 +223,7 @@ fn message(alert: &Alert) -> String {
 }
 
 /// Text of bytes for a field: the characters as they are, bytes that are no characters as `\xNN`.
-fn text(name: &Name) -> String {
+pub(super) fn text(name: &Name) -> String {
     let mut text = String::new();
     for part in name.as_bytes().utf8_chunks() {
         text.push_str(part.valid());
@@ -265,7 +236,7 @@ fn text(name: &Name) -> String {
 }
 
 /// The text of `name`; if that does not tell the bytes, they go to `raw` in base64, nested as the field is.
-fn kept(field: &str, name: &Name, raw: &mut Map<String, Value>) -> String {
+pub(super) fn kept(field: &str, name: &Name, raw: &mut Map<String, Value>) -> String {
     if std::str::from_utf8(name.as_bytes()).is_err() {
         let mut value = Value::from(BASE64_STANDARD.encode(name.as_bytes()));
         let (top, rest) = field.split_once('.').unwrap_or((field, ""));

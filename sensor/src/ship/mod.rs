@@ -5,6 +5,7 @@ mod ecs;
 mod identity;
 mod kafka;
 mod lines;
+mod opener;
 mod pretty;
 mod record;
 mod sender;

@@ -52,9 +52,9 @@ fn actor(enriched: &Enriched) -> String {
     if let Some(executable) = &enriched.process.executable {
         text += &format!(" {executable}");
     }
-    text += &format!("  uid {}", event.uid);
-    if let Some(container) = &enriched.container {
-        text += &format!("  container {:.12}", container.id);
+    text += &format!("  uid {}", event.ids.uid);
+    if let Some(place) = place(enriched) {
+        text += &format!("  {place}");
     }
     if let Some(parent) = enriched.ancestors.first() {
         text += &format!("  parent {}", parent.pid);
@@ -65,15 +65,25 @@ fn actor(enriched: &Enriched) -> String {
     text
 }
 
+/// `pod shop/web-5d4f8-x2x7z web`, or `container 0123456789ab` of which no more is known; None on the host.
+fn place(enriched: &Enriched) -> Option<String> {
+    let container = enriched.container.as_deref()?;
+    let short = container.id.get(..12).unwrap_or(&container.id);
+    let name = container.name.as_deref().unwrap_or(short);
+    Some(match enriched.pod.as_deref() {
+        Some(pod) => format!("pod {}/{} {name}", pod.namespace, pod.name),
+        None => format!("container {name}"),
+    })
+}
+
 /// One open on one line, in columns; `trace` prints it.
 #[must_use]
 pub fn open_line(enriched: &Enriched) -> String {
     let event = &enriched.event;
-    let place = match (&enriched.container, &enriched.cgroup_path) {
-        (Some(container), _) => format!("{:.12}", container.id),
-        (None, Some(path)) => path.to_string(),
-        (None, None) => event.cgroup_id.to_string(),
-    };
+    let place = place(enriched).unwrap_or_else(|| match &enriched.cgroup_path {
+        Some(path) => path.to_string(),
+        None => event.cgroup_id.to_string(),
+    });
     let path = event.best_path().map_or_else(|| "(path unknown)".to_owned(), Name::to_string);
     let result = if event.result == 0 { "ok".to_owned() } else { errno_name(event.result) };
     let result = format!("{result:<8}");
