@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e bench fuzz workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -29,9 +29,9 @@ release:
 	cargo build --locked --release -p sensor >&2
 
 setup: ## everything that building and testing needs
-	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka
+	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers
 
-test: test-unit test-mutants test-fuzz test-native test-guests ## all tests: units, this kernel, a real broker, guest kernels
+test: test-unit test-mutants test-fuzz test-native test-guests ## all tests: units, this kernel, a real broker and API server, guest kernels
 
 test-unit:
 	e2e/setup.sh build
@@ -46,9 +46,9 @@ test-mutants:
 test-fuzz:
 	SECONDS_EACH=15 $(MAKE) fuzz
 
-test-native:
-	e2e/setup.sh build kafka
-	cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka $(AS_ROOT) -- --test-threads=1 --nocapture
+test-native: release
+	e2e/setup.sh build kafka cluster containers
+	SOAK_SECONDS=$${SOAK_SECONDS:-300} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
 
 test-guests:
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests
@@ -68,6 +68,11 @@ fuzz: ## the policy parser and the glob compiler, ten minutes each with coverage
 	e2e/setup.sh build fuzz
 	e2e/fuzz.sh
 
+soak: release ## an hour of builds, and the API server away for five minutes
+	e2e/setup.sh build cluster
+	OUTAGE_SECONDS=300 cargo test --locked -p sensor --test apiserver $(AS_ROOT) -- --test-threads=1 --nocapture outage
+	SOAK_SECONDS=3600 PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test load $(AS_ROOT) -- --test-threads=1 --nocapture
+
 workload: release ## ordinary work under the whole policy library: no alert; only on a machine that nobody needs
 	GUEST_KERNELS= e2e/setup.sh e2e guests
 	$(SUDO) e2e/workload.sh $(RELEASE)
@@ -79,5 +84,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked -p sensor-ebpf --bins --target bpfel-unknown-none -Zbuild-std=core --target-dir target/ebpf-lint -- -D warnings
 	cargo deny --locked check licenses bans sources
 
-full: lint test e2e bench fuzz workload ## everything, and the kernels that CI leaves out
+full: lint test e2e bench fuzz soak workload ## everything, and the kernels that CI leaves out
 	$(MAKE) test-guests KERNELS="6.1 7"

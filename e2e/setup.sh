@@ -6,6 +6,8 @@
 #   e2e     what the README's journey is checked with
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
+#   cluster etcd and kube-apiserver, built with Go; openssl for their certificates
+#   containers  containerd, ctr and runc
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
@@ -105,8 +107,33 @@ step_kafka() {
   touch "$libs/.complete"
 }
 
-[ $# -gt 0 ] || { sed -n '2,8s/^# \{0,1\}//p' "$0"; exit 64; }
+step_cluster() {
+  packages openssl=openssl
+  local version need have stamp component=k8s.io/component-base/version
+  version=$(awk '$1 == "k8s.io/kubernetes" { print $2 }' "$here/cluster/go.mod")
+  need=$(awk '$1 == "go" { print $2 }' "$here/cluster/go.mod")
+  stamp=cluster-${version#v}-$(cat "$here/cluster/go.mod" "$here/cluster/main.go" | sha256sum | cut -c1-12)
+  if [ ! -e "$cache/$stamp/.complete" ]; then
+    packages go=golang
+    have=$(cd "$here/cluster" && go env GOVERSION)
+    printf '%s\n' "$need" "${have#go}" | sort -VC ||
+      fail "Go is ${have#go}; Kubernetes $version needs $need" "GOTOOLCHAIN=go$need $0 cluster   (before Go 1.21: put a newer go first in PATH)"
+    say "building etcd and kube-apiserver ${version#v} (about 6 minutes)"
+    rm -rf "$cache/$stamp"; mkdir -p "$cache/$stamp"
+    (cd "$here/cluster" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/$stamp/cluster" \
+      -ldflags "-s -w -X $component.gitVersion=$version -X $component.gitMajor=${version:1:1} -X $component.gitMinor=$(cut -d. -f2 <<<"$version")" .) ||
+      fail "etcd and kube-apiserver did not build" "cd $here/cluster && CGO_ENABLED=0 go build -o /dev/null ."
+    ln -s cluster "$cache/$stamp/etcd"; ln -s cluster "$cache/$stamp/kube-apiserver"
+    touch "$cache/$stamp/.complete"
+  fi
+  # Where the tests look, whatever the version.
+  [ "$(readlink "$cache/cluster")" = "$stamp" ] || ln -sfn "$stamp" "$cache/cluster"
+}
+
+step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
+
+[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers"
   "step_$step"
 done

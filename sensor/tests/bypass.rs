@@ -29,7 +29,13 @@ struct Machine {
 impl Machine {
     /// `@` in `policies` is the machine's directory.
     fn new(policies: &str) -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        Self::below(&std::env::temp_dir(), policies)
+    }
+
+    /// The same in a directory of `parent`.
+    fn below(parent: &Path, policies: &str) -> Self {
+        let dir = tempfile::tempdir_in(parent).unwrap();
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o755)).unwrap();
         let at = dir.path().canonicalize().unwrap();
         for directory in ["bin", "elsewhere", "policies", "home/ann/.ssh"] {
             fs::create_dir_all(at.join(directory)).unwrap();
@@ -189,6 +195,54 @@ fn a_policy_that_names_a_link_fires_on_the_file_behind_it() {
     assert!(alerts[0]["pathwatch"]["pattern"].as_str().unwrap().ends_with("/link/secret"));
 }
 
+#[test]
+fn an_exempt_script_is_silent_only_where_root_keeps_it_and_when_it_is_what_was_run() {
+    // The exception's shell needs a second criterion, which is the script.
+    let policy = "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {name: p}\nspec:\n  subjects: all\n  paths: ['@/secret']\n  exceptions: [{scripts: ['@/elsewhere/run', '@/open/run']}]\n";
+    // Below /tmp anybody could put a script where another was.
+    let machine = Machine::below(Path::new("/var/lib"), policy);
+    let (secret, shell) = (machine.path("secret"), fs::canonicalize("/bin/sh").unwrap());
+    let shell = shell.to_str().unwrap();
+    let script = |name: &str| {
+        let path = machine.at.join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, format!("#!{shell}\nread line < {secret} || true\n")).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let exempt = script("elsewhere/run");
+    assert_eq!(machine.run(&exempt, &[]), Vec::<Value>::new(), "the exempt script itself");
+    let mut relative = Command::new("./run");
+    assert_eq!(machine.alerts(relative.current_dir(machine.at.join("elsewhere"))), Vec::<Value>::new());
+
+    // Another script; the exempt one as an argument, which anybody can give; a name for it that leads elsewhere.
+    assert_one(&machine.run(&script("other"), &[]), &secret, shell);
+    assert_one(&machine.run(shell, &[&exempt]), &secret, shell);
+    script("far/elsewhere/run");
+    fs::create_dir_all(machine.at.join("far/deep")).unwrap();
+    symlink(machine.at.join("far/deep"), machine.at.join("deep")).unwrap();
+    let letters = machine.path("deep/../elsewhere/run");
+    assert_one(&machine.run(&letters, &[]), &secret, shell);
+    symlink(machine.path("far"), machine.at.join("elsewhere/way")).unwrap();
+    assert_one(&machine.run(&machine.path("elsewhere/way/elsewhere/run"), &[]), &secret, shell);
+
+    // Where others may write, it may have been another when it was run.
+    let open = script("open/run");
+    assert_eq!(machine.run(&open, &[]), Vec::<Value>::new());
+    for (name, mode) in [("open", 0o777), ("open/run", 0o757)] {
+        fs::set_permissions(machine.path(name), fs::Permissions::from_mode(mode)).unwrap();
+        assert_one(&machine.run(&open, &[]), &secret, shell);
+        fs::set_permissions(machine.path(name), fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    chown(machine.path("open"), Some(65534), None).unwrap();
+    assert_one(&machine.run(&open, &[]), &secret, shell);
+
+    // In a mount namespace of one's own it is another script by the same name.
+    let bind = format!("mount --bind {0}/far/elsewhere {0}/elsewhere; exec {exempt}", machine.at.display());
+    let mut elsewhere = Command::new("unshare");
+    assert_one(&machine.alerts(elsewhere.args(["--mount", shell, "-c", &bind])), &secret, shell);
+}
+
 /// A process in a root and a cgroup as a container runtime makes them: the image as the lower layer of an overlay.
 struct Container {
     machine: Machine,
@@ -204,10 +258,9 @@ impl Container {
             fs::create_dir_all(machine.at.join(directory)).unwrap();
         }
         fs::copy(std::env::current_exe().unwrap(), machine.at.join("image/bin/reader")).unwrap();
-        let roots = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
-        let hierarchy = roots.iter().find(|root| Path::new(root).join("cgroup.procs").is_file()).unwrap();
+        let hierarchy = sensor::hierarchy::Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
         let id = format!("{:064x}", fastrand::u128(..));
-        let cgroup = Path::new(hierarchy).join(id);
+        let cgroup = hierarchy.root.join(id);
         fs::create_dir(&cgroup).unwrap();
         Self { machine, cgroup }
     }

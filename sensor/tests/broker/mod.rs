@@ -11,6 +11,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::common::cache;
+
 /// A broker needs seconds to start, and a minute after a death under load.
 const PATIENCE: Duration = Duration::from_secs(120);
 
@@ -166,12 +168,4 @@ impl Drop for Broker {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Where e2e/setup.sh keeps what it fetches.
-fn cache() -> PathBuf {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("PATHWATCH_CACHE")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("pathwatch")))
-        .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/pathwatch"))
 }

@@ -18,3 +18,11 @@ pub(crate) fn pathwatch() -> Command {
 pub(crate) fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_path_buf()
 }
+
+/// Where e2e/setup.sh keeps what it fetches.
+pub(crate) fn cache() -> PathBuf {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    variable("PATHWATCH_CACHE")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("pathwatch")))
+        .unwrap_or_else(|| PathBuf::from(std::env::var_os("HOME").unwrap()).join(".cache/pathwatch"))
+}

@@ -9,6 +9,7 @@ use std::{
 use sensor::{
     capture::{Capture, Config, Error, Mode},
     event::{CaptureMode, Event},
+    hierarchy::Hierarchy,
     metrics::Metrics,
     notice::Notices,
     observation::Observation,
@@ -34,7 +35,7 @@ impl Watch {
     pub(crate) fn start_deep(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::default());
         let config = Config { mode, skip_self: false, walk_rounds, ..Config::default() };
-        let (capture, events) = Capture::new(&config, metrics.clone(), Notices::default())?;
+        let (capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
         let mode = capture.mode();
         let stop = CancellationToken::new();
         let running = tokio::spawn(capture.run(stop.clone()));
@@ -68,13 +69,18 @@ impl Watch {
     }
 }
 
+/// The hierarchy of which events carry the cgroup ids.
+pub(crate) fn hierarchy() -> Hierarchy {
+    Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap()
+}
+
 pub(crate) struct Observed {
     pub(crate) mode: CaptureMode,
     /// This thread's.
     pub(crate) events: Vec<Event>,
     /// Everybody else's.
     pub(crate) others: Vec<Event>,
-    /// What was executed and forked, by anybody.
+    /// What tells of processes and cgroups, of anybody.
     pub(crate) processes: Vec<Observation>,
     pub(crate) lost: u64,
     /// Runs of the program that the kernel skipped.

@@ -198,25 +198,28 @@ fn people(event: &mut Enriched, rng: &mut Rng) {
         trusted: rng.u8(..5) > 0,
         ..Program::default()
     };
-    event.process = program(rng);
-    event.process.script = (rng.u8(..4) == 0).then(|| pick(rng, PROGRAMS).into());
-    event.process.sha256 = (rng.u8(..4) == 0).then(|| pick(rng, &["a", "b"]).repeat(64));
-    event.ancestors = (0..rng.usize(..3)).map(|_| program(rng)).collect();
+    let mut own = program(rng);
+    own.script = (rng.u8(..4) == 0).then(|| pick(rng, PROGRAMS).into());
+    own.sha256 = (rng.u8(..4) == 0).then(|| pick(rng, &["a", "b"]).repeat(64));
+    event.process = own.into();
+    event.ancestors = (0..rng.usize(..3)).map(|_| program(rng).into()).collect();
     event.user = (rng.u8(..6) > 0).then(|| rng.u32(..3));
     event.owner = *rng.choice(&[None, Some(Owner::Own), Some(Owner::Host)]).unwrap();
     let in_container = rng.u8(..10) < 6;
     event.cgroup_path = (rng.u8(..8) > 0).then(|| "/c".into());
-    event.container = in_container.then(|| Container {
-        id: String::new(),
-        pod_uid: None,
+    let container = in_container.then(|| Container {
         name: (rng.u8(..4) > 0).then(|| pick(rng, &["api", "web"]).to_owned()),
         image: (rng.u8(..4) > 0).then(|| pick(rng, IMAGES).to_owned()),
+        ..Container::default()
     });
-    event.pod = (in_container && rng.u8(..6) > 0).then(|| Pod {
+    event.container = container.map(Into::into);
+    let pod = (in_container && rng.u8(..6) > 0).then(|| Pod {
         namespace: pick(rng, &["shop", "bank"]).to_owned(),
         labels: labels(rng),
         namespace_labels: (rng.u8(..4) > 0).then(|| labels(rng)),
+        ..Pod::default()
     });
+    event.pod = pod.map(Into::into);
 }
 
 impl Policy {

@@ -3,17 +3,15 @@
 //! Every test runs in each capture mode that this kernel has, and says which those are. Needs root.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
-#[path = "common/watch.rs"]
+mod process;
+#[path = "../common/watch.rs"]
 mod watch;
 
 use std::{
     collections::BTreeSet,
     ffi::CString,
     fs::{self, File},
-    os::{
-        fd::AsRawFd as _,
-        unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
-    },
+    os::{fd::AsRawFd as _, unix::ffi::OsStrExt as _},
     path::{Path, PathBuf},
     sync::{
         Arc,
@@ -26,8 +24,9 @@ use rustix::fs::{AtFlags, CWD, Mode as Perm, OFlags, ResolveFlags};
 use sensor::{
     capture::{Capture, Config},
     event::{CaptureMode, Event, Name, Operation, PathStatus, flags},
+    hierarchy::Hierarchy,
     notice::Notices,
-    observation::{Exec, Fork, Observation},
+    observation::Observation,
 };
 use tokio_util::sync::CancellationToken;
 use watch::{block, in_each_mode, in_each_mode_deep, path_of};
@@ -41,7 +40,7 @@ fn an_open_is_one_event_with_path_process_flags_and_file() {
         let event = seen.only_below(dir);
         assert_eq!(path_of(event), file);
         assert_eq!(event.pid, std::process::id());
-        assert_eq!((event.uid, event.gid, event.result), (0, 0, 0));
+        assert_eq!((event.ids.uid, event.ids.gid, event.result), (0, 0, 0));
         assert_eq!(event.flags & flags::O_ACCMODE, 0);
         let stat = rustix::fs::stat(&file).unwrap();
         let known = event.file.as_ref().unwrap();
@@ -427,7 +426,9 @@ fn every_open_at_full_speed_is_received_or_counted_as_lost() {
 fn the_sensors_own_opens_are_left_out() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let _entered = runtime.enter();
-    let (capture, mut events) = Capture::new(&Config::default(), Arc::default(), Notices::default()).unwrap();
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    let (capture, mut events) =
+        Capture::new(&Config::default(), &hierarchy, Arc::default(), Notices::default()).unwrap();
     let stop = CancellationToken::new();
     let running = tokio::spawn(capture.run(stop.clone()));
     for _ in 0..100 {
@@ -447,40 +448,4 @@ fn the_sensors_own_opens_are_left_out() {
     let (own, others) = block(count);
     assert!(own == 0 && others > 0, "{own} own, {others} of others");
     block(running).unwrap().unwrap();
-}
-
-#[test]
-fn a_process_is_told_with_its_maker_and_its_program_before_it_opens_anything() {
-    in_each_mode(|watch, directory| {
-        let program = directory.join("program");
-        fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-        let mut pid = 0;
-        let observed = block(watch().during(|| {
-            let mut child = std::process::Command::new(&program)
-                .arg("--list")
-                .stdout(std::process::Stdio::null())
-                .spawn()
-                .unwrap();
-            pid = child.id();
-            assert!(child.wait().unwrap().success());
-        }));
-        let forks: Vec<&Fork> = observed
-            .processes
-            .iter()
-            .filter_map(|o| if let Observation::Fork(f) = o { Some(f) } else { None })
-            .collect();
-        let execs: Vec<&Exec> = observed
-            .processes
-            .iter()
-            .filter_map(|o| if let Observation::Exec(e) = o { Some(e) } else { None })
-            .collect();
-        let fork = forks.iter().find(|fork| fork.child.pid == pid).unwrap();
-        let exec = execs.iter().find(|exec| exec.process.pid == pid).unwrap();
-        assert_eq!((fork.parent.pid, fork.child), (std::process::id(), exec.process));
-        assert_eq!(exec.path.as_ref().unwrap().as_bytes(), program.as_os_str().as_bytes());
-        assert_eq!(exec.inode, fs::metadata(&program).unwrap().ino());
-        let open = observed.others.iter().find(|open| open.pid == pid).unwrap();
-        assert_eq!((open.start_ns, open.euid), (exec.process.start_ns, Some(0)));
-        assert_eq!(u64::from(open.mount_ns.unwrap()), fs::metadata("/proc/self/ns/mnt").unwrap().ino());
-    });
 }

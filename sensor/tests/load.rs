@@ -1,0 +1,262 @@
+//! The sensor under load for long: what it remembers stays flat, what it says stays right, and its memory within bounds.
+//! Needs root.
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "figures belong in the log")]
+#[path = "apiserver/cluster/mod.rs"]
+mod cluster;
+mod common;
+#[path = "common/pipeline.rs"]
+mod pipeline;
+#[path = "common/policies.rs"]
+mod policies;
+#[path = "common/running.rs"]
+mod running;
+
+use std::{
+    collections::HashMap,
+    fs,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use cluster::{Cluster, NewPod};
+use pipeline::{Cgroup, Pipeline, alone, wait_until};
+use running::Sensor;
+
+/// How long the load lasts.
+fn seconds() -> Duration {
+    Duration::from_secs(std::env::var("SOAK_SECONDS").map_or(20, |seconds| seconds.parse().unwrap()))
+}
+
+fn container_id() -> String {
+    format!("{}{}", uuid::Uuid::new_v4().simple(), uuid::Uuid::new_v4().simple())
+}
+
+/// Builds in `directory` again and again until there is a file `stop`: the compiler is a program that runs three others.
+fn builds(directory: &Path) -> Command {
+    let script = format!(
+        "cd {0}; n=0; while ! [ -e stop ]; do n=$((n+1)); echo \"int main(void) {{ return $n; }}\" > $$.c; cc -o $$.out $$.c; ./$$.out; done; true",
+        directory.display()
+    );
+    let mut shell = Command::new("sh");
+    shell.args(["-c", &script]).env_remove("LD_LIBRARY_PATH").stdin(Stdio::null());
+    shell
+}
+
+/// What /proc said of a process while it was there.
+struct Sample {
+    parent: u32,
+    container: Option<String>,
+}
+
+type Samples = HashMap<(u32, u64), Sample>;
+
+/// Looks at all processes again and again.
+fn sample(stop: &AtomicBool) -> Samples {
+    let hierarchy = sensor::hierarchy::Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    let mut samples = Samples::new();
+    while !stop.load(Ordering::Relaxed) {
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
+            let Ok(table) = fs::read(format!("/proc/{pid}/cgroup")) else { continue };
+            // One that is about to end is in the root's by then, and has no program any more before that.
+            if fs::read_link(format!("/proc/{pid}/exe")).is_err() {
+                continue;
+            }
+            let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
+            let path = hierarchy
+                .path_in(&table)
+                .map(|path| String::from_utf8_lossy(path).into_owned())
+                .unwrap_or_default();
+            let container = path.split('/').find(|name| name.len() == 64).map(str::to_owned);
+            samples.insert(
+                (pid, fields[19].parse().unwrap()),
+                Sample { parent: fields[1].parse().unwrap(), container },
+            );
+        }
+        thread::sleep(Duration::from_millis(5));
+    }
+    samples
+}
+
+fn live_processes() -> u64 {
+    let names = fs::read_dir("/proc").unwrap().flatten().map(|entry| entry.file_name());
+    names.filter(|name| name.to_str().is_some_and(|name| name.parse::<u32>().is_ok())).count() as u64
+}
+
+#[test]
+fn under_builds_the_tables_stay_flat_and_what_is_said_agrees_with_proc() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().canonicalize().unwrap();
+    let pipeline = Pipeline::start(&alone(), "node", Arc::default(), &place);
+    let ids = [(); 2].map(|()| container_id());
+    let cgroups = ids.each_ref().map(|id| Cgroup::make(&format!("/kubepods/pod{}/{id}", uuid::Uuid::new_v4())));
+    let mut children: Vec<Child> = cgroups.iter().map(|cgroup| cgroup.spawn(&mut builds(&place))).collect();
+    children.push(builds(&place).spawn().unwrap());
+    let (stop, began) = (AtomicBool::new(false), Instant::now());
+    let mut sizes = Vec::new();
+    let samples = thread::scope(|scope| {
+        let sampler = scope.spawn(|| sample(&stop));
+        while began.elapsed() < seconds() {
+            thread::sleep(Duration::from_secs(1));
+            sizes.push((pipeline.metrics.processes.get(), live_processes(), pipeline.metrics.cgroups.get()));
+        }
+        fs::write(place.join("stop"), "").unwrap();
+        stop.store(true, Ordering::Relaxed);
+        sampler.join().unwrap()
+    });
+    for child in &mut children {
+        child.wait().unwrap();
+    }
+    let above: Vec<_> = cgroups.iter().map(|cgroup| Cgroup(cgroup.0.parent().unwrap().to_owned())).collect();
+    cgroups.into_iter().chain(above).for_each(Cgroup::remove);
+    let most = sizes.iter().map(|(known, live, _)| known.saturating_sub(*live)).max().unwrap();
+    let (first, last) = (sizes[sizes.len() / 4], sizes[sizes.len() - 1]);
+    println!(
+        "{:.0?} of builds: processes remembered/live/cgroups {first:?} after a quarter, {last:?} at the end; at most {most} more remembered than live",
+        began.elapsed()
+    );
+    let metrics = pipeline.metrics.clone();
+    println!(
+        "opens {} (lost {}), records of processes lost {}",
+        metrics.captured.get(),
+        metrics.opens_lost.get(),
+        metrics.processes_lost.get()
+    );
+    assert!(most < 200, "{sizes:?}");
+    assert!(sizes.iter().all(|(_, _, cgroups)| cgroups.abs_diff(first.2) < 20), "{sizes:?}");
+    compare(&pipeline.finish(), &samples, metrics.processes_lost.get());
+}
+
+/// Every event against what /proc had said of its process, where it was looked at in time.
+fn compare(seen: &[Arc<sensor::event::Enriched>], samples: &Samples, lost: u64) {
+    let (mut met, mut by_container, mut from_proc, mut programs) = (0, 0, 0, 0);
+    for event in seen {
+        // The program is that of which the kernel gave the inode.
+        let executable = event.process.executable.as_ref().unwrap_or_else(|| panic!("{event:#?}"));
+        let file = fs::metadata(executable.to_string());
+        if let (Ok(file), Some((_, inode))) = (file, event.event.program) {
+            assert_eq!(file.ino(), inode, "{event:#?}");
+            programs += 1;
+        }
+        from_proc += usize::from(event.process.from_proc);
+        let Some(sample) = samples.get(&(event.event.pid, event.event.start_ns / 10_000_000)) else { continue };
+        met += 1;
+        assert_eq!(
+            event.container.as_ref().map(|container| &container.id),
+            sample.container.as_ref(),
+            "{event:#?}"
+        );
+        by_container += usize::from(sample.container.is_some());
+        assert_eq!(event.ancestors.first().map(|parent| parent.pid), Some(sample.parent), "{event:#?}");
+    }
+    println!(
+        "{} events; {programs} programs by their inode, {met} processes by /proc, {by_container} of them in containers; {from_proc} read from /proc",
+        seen.len()
+    );
+    assert!(met > 100 && by_container > 50 && met > by_container && programs > 100, "too few to compare");
+    assert!(from_proc == 0 || lost > 0, "the kernel reported all: nothing needs /proc but what was there before");
+}
+
+/// In MiB, of a file that says bytes.
+fn mib(file: &Path) -> f64 {
+    fs::read_to_string(file).unwrap().trim().parse::<f64>().unwrap() / f64::from(1 << 20)
+}
+
+/// 250 pods of two containers each, of which the second is returned.
+fn make_pods(cluster: &Cluster) -> Vec<Cgroup> {
+    let make = |n| {
+        let pod =
+            cluster.create_pod(&NewPod { name: &format!("p{n}"), labels: &[("app", "web")], ..NewPod::default() });
+        let uid = pod.metadata.uid.unwrap();
+        Cgroup::make(&format!("/kubepods/burstable/pod{uid}/{}", container_id()));
+        Cgroup::make(&format!("/kubepods/burstable/pod{uid}/{}", container_id()))
+    };
+    (0..250).map(make).collect()
+}
+
+/// Processes that do nothing, as many in each pod.
+fn sleep_in(pods: &[Cgroup], count: usize) -> Vec<Child> {
+    pods.iter().cycle().take(count).map(|pod| pod.spawn(Command::new("sleep").arg("600"))).collect()
+}
+
+/// The sensor with the project's policies, in a memory cgroup of its own; its alerts go to a file in `state`.
+fn start_in(own: &Cgroup, binary: &std::ffi::OsStr, cluster: &Cluster, state: &Path) -> Sensor {
+    let mut command = Command::new(binary);
+    command.args(["run", "--policies"]).arg(common::root().join("policies")).env_remove("LD_LIBRARY_PATH");
+    for (name, value) in [
+        ("ENRICH__KUBECONFIG", cluster.kubeconfig().display().to_string()),
+        ("NODE__NAME", "n1".to_owned()),
+        ("CLUSTER__NAME", "test".to_owned()),
+        ("SHIP__SINK", "file".to_owned()),
+        ("SHIP__FILE__PATH", state.join("alerts").display().to_string()),
+        ("SHIP__STATE_DIR", state.display().to_string()),
+    ] {
+        command.env(format!("PATHWATCH__{name}"), value);
+    }
+    let enter = own.0.join("cgroup.procs");
+    // SAFETY: between fork and exec it opens a file and writes to it, which are system calls.
+    unsafe { std::os::unix::process::CommandExt::pre_exec(&mut command, move || fs::write(&enter, "0")) };
+    Sensor::start(&mut command)
+}
+
+#[test]
+fn with_250_pods_and_5000_processes_it_needs_less_than_48_mib() {
+    // The memory that counts is the release's.
+    let Some(binary) = std::env::var_os("PATHWATCH_RELEASE") else {
+        println!("not run: PATHWATCH_RELEASE does not name a release build; make test does");
+        return;
+    };
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let pods = make_pods(&cluster);
+    let own = Cgroup::make("/pathwatch-memory");
+    // Half are there before the sensor, half come after.
+    let mut processes = sleep_in(&pods, 2500);
+    let sensor = start_in(&own, &binary, &cluster, state.path());
+    processes.extend(sleep_in(&pods, 2500));
+    // One open in each pod makes it look at pods, containers and programs.
+    pods.iter().for_each(|pod| pod.open(Path::new("/etc/shadow")));
+    let alerts = || fs::read_to_string(state.path().join("alerts")).unwrap_or_default();
+    wait_until("an alert of each pod", || alerts().lines().count() >= 250);
+    let named = alerts().lines().filter(|line| line.contains("\"name\":\"p")).count();
+    let current = ["memory.current", "memory.usage_in_bytes"].map(|name| own.0.join(name));
+    let used = mib(current.iter().find(|file| fs::metadata(file).is_ok()).unwrap());
+    let status = fs::read_to_string(format!("/proc/{}/status", sensor.child.id())).unwrap();
+    let resident = |name: &str| {
+        let line = status.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
+    };
+    println!(
+        "250 pods, {} processes, {named} of 250 alerts name their pod: cgroup memory {used:.1} MiB (ring and maps included), RSS {:.1} MiB, of it anonymous {:.1} MiB; at most {:.1} MiB at start",
+        processes.len(),
+        resident("VmRSS"),
+        resident("RssAnon"),
+        resident("VmHWM")
+    );
+    assert!(used <= 48.0, "{used} MiB");
+    assert!(named >= 250, "{named}");
+    drop(sensor);
+    for process in &mut processes {
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    own.remove();
+    pods.iter().for_each(|pod| remove_pod(&pod.0));
+}
+
+/// Removes the cgroups of a pod.
+fn remove_pod(container: &Path) {
+    let pod = container.parent().unwrap();
+    for entry in fs::read_dir(pod).unwrap().flatten().filter(|entry| entry.file_type().unwrap().is_dir()) {
+        Cgroup(entry.path()).remove();
+    }
+    Cgroup(pod.to_owned()).remove();
+}
