@@ -4,7 +4,7 @@
 //! the process that made it, whatever its name or place: names are cheap, and whoever may write the node's cgroup file
 //! system could take another pod's.
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::{HashMap, HashSet, VecDeque},
     fs,
     os::unix::{ffi::OsStrExt as _, ffi::OsStringExt as _, fs::MetadataExt as _},
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::container::{DEPTH, Home, container};
+use super::container::{DEPTH, Home, base_of, container};
 use crate::{
     event::Name,
     hierarchy::Hierarchy,
@@ -36,6 +36,8 @@ struct Node {
     by_container: bool,
     /// Containers that were made directly in it.
     births: u32,
+    /// It was found, and who made it is not known: the kernel's report, if there is one, says more.
+    found: bool,
     removed: bool,
 }
 
@@ -79,15 +81,25 @@ impl Cgroups {
         {
             self.base = found.ino();
         }
-        // A child is never older than its parent, and ids grow with age, but the kernel may have begun anew with them.
+        self.sweep(Instant::now());
+    }
+
+    /// Compares with what is there: reports of births and ends may have been lost.
+    pub(super) fn sweep(&mut self, now: Instant) {
         let mut waiting = self.find_all();
-        waiting.sort_by_key(|made| made.id);
+        let there: HashSet<u64> = waiting.iter().map(|found| found.id).collect();
+        let gone = self.nodes.iter().filter(|(id, node)| !node.removed && !there.contains(id));
+        let gone: Vec<u64> = gone.map(|(id, _)| *id).collect();
+        gone.into_iter().for_each(|id| self.removed(id, now));
+        // A child is never older than its parent, and ids grow with age, but the kernel may have begun anew with them.
+        waiting.retain(|found| !self.nodes.contains_key(&found.id));
+        waiting.sort_by_key(|found| found.id);
         loop {
             let before = waiting.len();
-            waiting.retain(|made| {
-                let ready = self.is_root(made.parent) || self.nodes.contains_key(&made.parent);
+            waiting.retain(|found| {
+                let ready = self.is_root(found.parent) || self.nodes.contains_key(&found.parent);
                 if ready {
-                    self.made(made, None);
+                    self.made(found, None);
                 }
                 !ready
             });
@@ -126,8 +138,15 @@ impl Cgroups {
 
     /// A cgroup was made, by a process of container `maker`.
     pub(super) fn made(&mut self, made: &CgroupMade, maker: Option<Arc<Home>>) {
-        if self.nodes.get(&made.id).is_some_and(|node| !node.removed) {
-            return;
+        let found = made.by.pid == 0;
+        if let Some(node) = self.nodes.get_mut(&made.id).filter(|node| !node.removed) {
+            let known = !node.found || found || maker.is_none();
+            node.found &= found;
+            if known {
+                return;
+            }
+            // It was taken for what its name says.
+            self.nodes.get_mut(&made.parent).into_iter().for_each(|pod| pod.births = pod.births.saturating_sub(1));
         }
         self.forget(made.id);
         let parent = self.nodes.get(&made.parent);
@@ -146,7 +165,7 @@ impl Cgroups {
             *self.nested.entry(home.container.id.clone()).or_default() += 1;
         }
         let (parent, name) = (made.parent, made.name.clone());
-        let node = Node { parent, name, home, by_container, births: 0, removed: false };
+        let node = Node { parent, name, home, by_container, births: 0, found, removed: false };
         self.nodes.insert(made.id, node);
     }
 
@@ -289,29 +308,6 @@ fn unmade(id: u64, parent: u64, name: Name) -> CgroupMade {
     CgroupMade { id, parent, name, by: Identity { pid: 0, start_ns: 0 }, maker: 0 }
 }
 
-/// Where the innermost kubelet of the path has its cgroups; None if the path is not in one of its containers.
-fn base_of(path: &[u8]) -> Option<&[u8]> {
-    let starts: Vec<usize> =
-        path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).collect();
-    let name =
-        |at: usize| path.get(at + 1..).unwrap_or_default().split(|byte| *byte == b'/').next().unwrap_or_default();
-    let of_kubelet = |at: &usize| name(*at).windows(8).any(|part| part == b"kubepods");
-    let first = |(n, at): &(usize, &usize)| {
-        of_kubelet(at) && !n.checked_sub(1).and_then(|n| starts.get(n)).is_some_and(of_kubelet)
-    };
-    let (_, at) = starts.iter().enumerate().rfind(first)?;
-    let (base, rest) = path.split_at_checked(*at)?;
-    container(rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).map(|_| base)
-}
-
-/// Whether a /proc/PID/cgroup names a container.
-pub(super) fn is_in_container(table: &[u8]) -> bool {
-    table
-        .split(|byte| *byte == b'\n')
-        .filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2))
-        .any(|path| container(path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).is_some())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -393,6 +389,23 @@ mod tests {
     }
 
     #[test]
+    fn one_that_was_found_before_its_report_came_is_judged_by_the_report() {
+        let mut cgroups = cgroups();
+        let own = make(&mut cgroups, 10, &format!("/docker/{}", id('a')), None);
+        let attacker = home(&mut cgroups, own).unwrap();
+        // A look-alike that a walk meets just after it was made.
+        let look_alike = make(&mut cgroups, 20, &format!("/docker/{}", id('b')), None);
+        assert_eq!(home(&mut cgroups, look_alike).unwrap().container.id, id('b'));
+        let by = Identity { pid: 7, start_ns: 1 };
+        let report = CgroupMade { by, ..unmade(look_alike, 10, id('b').as_str().into()) };
+        cgroups.made(&report, Some(attacker.clone()));
+        assert_eq!(home(&mut cgroups, look_alike), Some(attacker.clone()));
+        // Another walk changes nothing.
+        cgroups.made(&unmade(look_alike, 10, id('b').as_str().into()), None);
+        assert_eq!(home(&mut cgroups, look_alike), Some(attacker));
+    }
+
+    #[test]
     fn one_that_was_removed_is_known_for_a_while_and_then_forgotten() {
         let (mut cgroups, now) = (cgroups(), Instant::now());
         let made = make(&mut cgroups, 10, &format!("/docker/{}", id('a')), None);
@@ -427,24 +440,6 @@ mod tests {
         let another = make(&mut cgroups, 200_000, &format!("/docker/{}", id('b')), None);
         assert!(home(&mut cgroups, another).is_some());
         assert!(cgroups.notices.take().iter().any(|notice| notice.reason == "cgroups_full"));
-    }
-
-    #[test]
-    fn a_node_that_is_a_container_begins_where_its_kubelet_does() {
-        let pod = format!("kubepods/burstable/pod{UID}/{}", id('a'));
-        for (own, base) in [
-            (format!("/{pod}"), Some("")),
-            (format!("/docker/{}/kubelet/{pod}", id('f')), Some("/docker/ffff")),
-            (format!("/docker/{}", id('f')), None),
-            ("/system.slice/pathwatch.service".to_owned(), None),
-            ("/kubepods/burstable".to_owned(), None),
-        ] {
-            let found = base_of(own.as_bytes());
-            assert_eq!(found.is_some(), base.is_some(), "{own}");
-            assert!(found.is_none_or(|found| found.starts_with(base.unwrap().as_bytes())), "{own}");
-        }
-        let own = format!("/docker/{}/kubelet/{pod}", id('f'));
-        assert_eq!(base_of(own.as_bytes()), Some(format!("/docker/{}/kubelet", id('f')).as_bytes()));
     }
 
     #[test]

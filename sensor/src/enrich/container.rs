@@ -97,6 +97,29 @@ fn is_ctr_id(name: &str) -> bool {
     name.len() <= CTR_LIMIT && name.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'_' | b'.'))
 }
 
+/// Where the innermost kubelet of the path has its cgroups; None if the path is not in one of its containers.
+pub(super) fn base_of(path: &[u8]) -> Option<&[u8]> {
+    let starts: Vec<usize> =
+        path.iter().enumerate().filter(|(_, byte)| **byte == b'/').map(|(at, _)| at).collect();
+    let name =
+        |at: usize| path.get(at + 1..).unwrap_or_default().split(|byte| *byte == b'/').next().unwrap_or_default();
+    let of_kubelet = |at: &usize| name(*at).windows(8).any(|part| part == b"kubepods");
+    let first = |(n, at): &(usize, &usize)| {
+        of_kubelet(at) && !n.checked_sub(1).and_then(|n| starts.get(n)).is_some_and(of_kubelet)
+    };
+    let (_, at) = starts.iter().enumerate().rfind(first)?;
+    let (base, rest) = path.split_at_checked(*at)?;
+    container(rest.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).map(|_| base)
+}
+
+/// Whether a /proc/PID/cgroup names a container.
+pub(super) fn is_in_container(table: &[u8]) -> bool {
+    table
+        .split(|byte| *byte == b'\n')
+        .filter_map(|line| line.splitn(3, |byte| *byte == b':').nth(2))
+        .any(|path| container(path.split(|byte| *byte == b'/').filter(|name| !name.is_empty())).is_some())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +214,23 @@ mod tests {
         ] {
             assert_eq!(of(&path), None, "{path}");
         }
+    }
+
+    #[test]
+    fn a_node_that_is_a_container_begins_where_its_kubelet_does() {
+        let pod = format!("kubepods/burstable/pod{UID}/{}", ID);
+        for (own, base) in [
+            (format!("/{pod}"), Some("")),
+            (format!("/docker/{}/kubelet/{pod}", OTHER), Some("/docker/fedc")),
+            (format!("/docker/{}", OTHER), None),
+            ("/system.slice/pathwatch.service".to_owned(), None),
+            ("/kubepods/burstable".to_owned(), None),
+        ] {
+            let found = base_of(own.as_bytes());
+            assert_eq!(found.is_some(), base.is_some(), "{own}");
+            assert!(found.is_none_or(|found| found.starts_with(base.unwrap().as_bytes())), "{own}");
+        }
+        let own = format!("/docker/{}/kubelet/{pod}", OTHER);
+        assert_eq!(base_of(own.as_bytes()), Some(format!("/docker/{}/kubelet", OTHER).as_bytes()));
     }
 }

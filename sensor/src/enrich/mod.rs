@@ -354,7 +354,9 @@ impl Enrich {
         if now.duration_since(*swept) >= SWEEP {
             *swept = now;
             self.processes.sweep();
+            self.cgroups.sweep(now);
             self.cgroups.expire(now);
+            self.stale = true;
             let alive = self.cgroups.in_containers().filter_map(|(_, home)| home.container.pod_uid.as_deref());
             self.pods.expire(now, &alive.collect::<HashSet<_>>());
         }

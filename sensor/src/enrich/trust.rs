@@ -15,7 +15,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::cgroup;
+use super::container::is_in_container;
 use crate::event::Name;
 
 /// Most generations between a process and the first one of its container.
@@ -170,7 +170,7 @@ fn entry_of_container(lineage: &[u32]) -> Option<u32> {
             let table = fs::read(format!("/proc/{entry}/cgroup")).ok()?;
             let root = fs::metadata(format!("/proc/{parent}")).ok()?.uid() == 0;
             let own = namespace_of(entry, "user")? != namespace_of(host(), "user")?;
-            return (root && !own && cgroup::is_in_container(&table)).then_some(entry);
+            return (root && !own && is_in_container(&table)).then_some(entry);
         }
         entry = parent;
     }
