@@ -57,13 +57,9 @@ const MUTANTS: &[Mutant] = &[
         "return Verdict::Fires(*view, *pattern);\n        };\n        if matches!(this, Verdict::Excluded(..)) {\n            return this;\n        }",
     ),
     // What is renamed onto a file does not write it.
-    ("event.rs", "vec![Operation::Write, Operation::Rename]", "vec![Operation::Rename]"),
+    ("event/mod.rs", "vec![Operation::Write, Operation::Rename]", "vec![Operation::Rename]"),
     // A pod whose namespace is not known is taken for the host.
-    (
-        "matcher/mod.rs",
-        "if on_host(event) { Verdict::Subject } else { Verdict::NamespaceUnknown }",
-        "Verdict::Subject",
-    ),
+    ("policy/subject.rs", "if on_host { Other::Subject } else { Other::NamespaceUnknown }", "Other::Subject"),
 ];
 
 /// The oracle's tests on the source at `work`.

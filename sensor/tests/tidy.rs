@@ -228,9 +228,9 @@ const CHECKS: &[(Check, &str, &str)] = &[
     (arrows_point_one_way, "sensor/src/policy/mod.rs", "use crate::{\n    capture::Config,\n};"),
     (arrows_point_one_way, "sensor/src/matcher/mod.rs", "let now = Instant::now();"),
     (arrows_point_one_way, "sensor/src/ship/writer.rs", "use rdkafka::Message;"),
-    (arrows_point_one_way, "sensor/src/event.rs", "use kube::Api;"),
+    (arrows_point_one_way, "sensor/src/event/mod.rs", "use kube::Api;"),
     (only_lib_names_all_stages, "sensor/src/cli/run.rs", "capture::a(); enrich::b(); matcher::c(); ship::d();"),
-    (unsafe_stays_in_its_place, "sensor/src/event.rs", "let x = unsafe { y() };"),
+    (unsafe_stays_in_its_place, "sensor/src/event/mod.rs", "let x = unsafe { y() };"),
     (
         nothing_needs_perf_events_or_grows_without_bound,
         "sensor/src/capture/load.rs",

@@ -155,18 +155,20 @@ impl Enrich {
                 biased;
                 Some(change) = self.changes.recv() => self.changed(change),
                 () = until(overdue), if overdue.is_some() => self.hold.overdue(Instant::now()),
-                read = self.observations.recv_many(&mut batch, BATCH) => {
-                    if read == 0 {
-                        break;
-                    }
-                    self.observe_all(&mut batch).await?
-                }
                 _ = ticks.tick() => {
                     self.keep_house(&mut swept);
                     Vec::new()
                 }
+                // Last: under load there are always some.
+                read = self.observations.recv_many(&mut batch, BATCH) => {
+                    if read == 0 {
+                        break;
+                    }
+                    self.observe_all(&mut batch).await;
+                    Vec::new()
+                }
             };
-            if !self.send_all(ready).await {
+            if !self.send_all(ready).await || self.enriched.is_closed() {
                 return Ok(());
             }
         }
@@ -175,29 +177,25 @@ impl Enrich {
         Ok(())
     }
 
-    /// Takes in what was observed; returns events that have waited long enough.
-    async fn observe_all(&mut self, batch: &mut Vec<Observation>) -> anyhow::Result<Vec<Waiting>> {
+    /// Takes in what was observed; stops if nobody listens any more.
+    async fn observe_all(&mut self, batch: &mut Vec<Observation>) {
         for observation in batch.drain(..) {
-            if let Observation::Open(event) = observation {
-                let (enriched, home) = self.enrich(event);
-                let now = Instant::now();
-                let ready = if self.must_wait(&enriched, home.as_deref()) {
-                    self.metrics.held.add(1);
-                    self.hold.push(enriched, home, now)
-                } else {
-                    if !self.send(enriched).await {
-                        break;
-                    }
-                    continue;
-                };
-                if !self.send_all(ready).await {
-                    break;
-                }
-            } else {
+            let Observation::Open(event) = observation else {
                 self.observe(observation);
+                continue;
+            };
+            let (enriched, home) = self.enrich(event);
+            let listened = if self.must_wait(&enriched, home.as_deref()) {
+                self.metrics.held.add(1);
+                let overflow = self.hold.push(enriched, home, Instant::now());
+                self.send_all(overflow).await
+            } else {
+                self.send(enriched).await
+            };
+            if !listened {
+                return;
             }
         }
-        Ok(self.hold.overdue(Instant::now()))
     }
 
     /// Takes in what tells of processes and cgroups.

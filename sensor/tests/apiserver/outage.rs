@@ -2,6 +2,7 @@
 use std::{
     fs,
     path::Path,
+    thread,
     time::{Duration, Instant},
 };
 
@@ -81,6 +82,8 @@ fn what_is_known_stays_through_an_outage_and_what_is_new_is_known_soon_after() {
             assert_eq!((&event.missing[..], event.enrichment), (&[Missing::Pod][..], Enrichment::Partial));
             most = most.max(began.elapsed().as_millis());
             opens += 2;
+            // A pace: what the test itself remembers of these opens is memory, too.
+            thread::sleep(Duration::from_millis(100));
         }
         unknown.end();
         cluster.restart(keep_data);
