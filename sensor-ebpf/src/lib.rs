@@ -44,7 +44,7 @@ pub enum Hook {
 
 /// Number of [`Hook`]s.
 pub const HOOKS: usize = 7;
-/// The first so many of them report opens, the others processes.
+/// The first so many of them report opens, the others processes and cgroups.
 pub const OPEN_HOOKS: usize = 2;
 
 /// Why the kernel side had to give up a record. The number is an index into the loss counters.
@@ -97,7 +97,7 @@ pub struct RecordHeader {
     pub time_ns: u64,
     /// `start_boottime` of the thread group's leader, in nanoseconds of the same clock.
     pub start_ns: u64,
-    /// Id of the task's cgroup in the v2 hierarchy.
+    /// Id of the task's cgroup in the hierarchy that tells containers apart.
     pub cgroup_id: u64,
     /// A [`Hook`].
     pub hook: u16,

@@ -40,7 +40,7 @@ pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
     }
 }
 
-/// Counts an open that was numbered and cannot be reported.
+/// Counts a record that was numbered and cannot be handed over.
 pub(crate) fn count_loss(hook: Hook, reason: Loss) {
     let slot = hook as u32 * LOSS_REASONS as u32 + reason as u32;
     if let Some(count) = LOSSES.get_ptr_mut(slot) {

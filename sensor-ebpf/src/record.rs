@@ -83,7 +83,7 @@ impl Builder {
     /// The fixed part, to be filled in.
     #[inline(always)]
     pub(crate) fn record(&mut self) -> &mut OpenRecord {
-        // SAFETY: the scratch is this program's own on this CPU, and `&mut self` keeps the borrow alone.
+        // SAFETY: the scratch is this program's own on this CPU, and no caller keeps two such references at a time.
         unsafe { &mut *self.record }
     }
 

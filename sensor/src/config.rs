@@ -140,27 +140,27 @@ impl Config {
         if config.node.name.as_deref() == Some("") {
             return Err(Error("node.name is empty; leave it out for the host's name".to_owned()));
         }
-        let checks = [config.capture.check(), config.enrich.check(), config.ship.check(), config.check_cluster()];
+        let checks = [config.capture.check(), config.enrich.check(), config.ship.check()];
         checks.into_iter().collect::<Result<(), _>>().map_err(Error)?;
         Ok(config)
     }
 
-    /// In a cluster there must be names: of the cluster, since alerts of several are read together, and of the node, since
-    /// a pod's own host name is another.
-    fn check_cluster(&self) -> Result<(), String> {
-        if !self.enrich.in_cluster() {
+    /// In a cluster the sensor must have names: of the cluster, since alerts of several are read together, and of the node,
+    /// since a pod's own host name is another.
+    ///
+    /// # Errors
+    /// Names what is missing.
+    pub fn check_cluster(&self) -> Result<(), Error> {
+        let missing = if !self.enrich.in_cluster() {
             return Ok(());
-        }
-        if self.cluster.name.as_deref().unwrap_or_default().is_empty() {
-            return Err("cluster.name is missing; in a cluster, alerts must say in which".to_owned());
-        }
-        if self.node.name.is_none() {
-            return Err(
-                "node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName"
-                    .to_owned(),
-            );
-        }
-        Ok(())
+        } else if self.cluster.name.as_deref().unwrap_or_default().is_empty() {
+            "cluster.name is missing; in a cluster, alerts must say in which"
+        } else if self.node.name.is_none() {
+            "node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName"
+        } else {
+            return Ok(());
+        };
+        Err(Error(missing.to_owned()))
     }
 
     /// The node's name.
@@ -252,12 +252,6 @@ mod tests {
                 &[],
                 "enrich.kubeconfig is set and enrich.kubernetes is off; leave one of them out",
             ),
-            ("enrich: {kubernetes: on}", &[], "cluster.name is missing; in a cluster, alerts must say in which"),
-            (
-                "{enrich: {kubeconfig: f}, cluster: {name: c}}",
-                &[],
-                "node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName",
-            ),
             ("node: {name: ''}", &[], "node.name is empty; leave it out for the host's name"),
             ("ship: {sink: file}", &[], "ship.file.path is missing; name the file that alerts go to"),
             (
@@ -272,6 +266,22 @@ mod tests {
             ),
         ] {
             assert_eq!(load(text, environment).unwrap_err(), message, "{text}");
+        }
+    }
+
+    #[test]
+    fn in_a_cluster_the_sensor_must_have_names() {
+        for (text, missing) in [
+            ("enrich: {kubernetes: off}", None),
+            ("enrich: {kubernetes: on}", Some("cluster.name is missing; in a cluster, alerts must say in which")),
+            (
+                "{enrich: {kubeconfig: f}, cluster: {name: c}}",
+                Some("node.name is missing; in a cluster, set PATHWATCH__NODE__NAME from the pod's spec.nodeName"),
+            ),
+            ("{enrich: {kubeconfig: f}, cluster: {name: c}, node: {name: n}}", None),
+        ] {
+            let told = load(text, &[]).unwrap().check_cluster().map_err(|why| why.to_string());
+            assert_eq!(told.err().as_deref(), missing, "{text}");
         }
     }
 }

@@ -76,7 +76,7 @@ pub struct Metrics {
     pub numbered: Counter,
     /// Opens that the kernel could not hand over, whatever the reason.
     pub opens_lost: Counter,
-    /// Records of processes, not of opens, that the kernel could not hand over.
+    /// Records of processes and cgroups, not of opens, that the kernel could not hand over.
     pub processes_lost: Counter,
     /// Runs of a program that the kernel skipped because the same program was running on that CPU. Each may have been
     /// an open: an upper bound of what was lost so.

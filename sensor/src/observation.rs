@@ -62,6 +62,8 @@ pub struct Fork {
     pub parent: Identity,
     /// Its cgroup, in which the new one begins.
     pub cgroup_id: u64,
+    /// Device and inode of the program that both run, as the kernel holds them.
+    pub program: (u32, u64),
     /// The new one.
     pub child: Identity,
 }

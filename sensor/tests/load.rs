@@ -54,11 +54,13 @@ fn builds(directory: &Path) -> Command {
 struct Sample {
     parent: u32,
     container: Option<String>,
+    sure: bool,
 }
 
 type Samples = HashMap<(u32, u64), Sample>;
 
-/// Looks at all processes again and again.
+/// Looks at all processes again and again. Only what is the same at two looks counts: one that is just being made, or ends,
+/// is in the root's cgroup for a moment.
 fn sample(stop: &AtomicBool) -> Samples {
     let hierarchy = sensor::hierarchy::Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
     let mut samples = Samples::new();
@@ -67,22 +69,20 @@ fn sample(stop: &AtomicBool) -> Samples {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
             let Ok(table) = fs::read(format!("/proc/{pid}/cgroup")) else { continue };
-            // One that is about to end is in the root's by then, and has no program any more before that.
-            if fs::read_link(format!("/proc/{pid}/exe")).is_err() {
-                continue;
-            }
             let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
             let path = hierarchy
                 .path_in(&table)
                 .map(|path| String::from_utf8_lossy(path).into_owned())
                 .unwrap_or_default();
             let container = path.split('/').find(|name| name.len() == 64).map(str::to_owned);
-            samples.insert(
-                (pid, fields[19].parse().unwrap()),
-                Sample { parent: fields[1].parse().unwrap(), container },
-            );
+            let (key, parent) = ((pid, fields[19].parse().unwrap()), fields[1].parse().unwrap());
+            match samples.get_mut(&key) {
+                Some(sample) if sample.container == container => sample.sure = true,
+                Some(sample) => *sample = Sample { parent, container, sure: false },
+                None => drop(samples.insert(key, Sample { parent, container, sure: false })),
+            }
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(Duration::from_millis(2));
     }
     samples
 }
@@ -148,7 +148,8 @@ fn compare(seen: &[Arc<sensor::event::Enriched>], samples: &Samples, lost: u64) 
             programs += 1;
         }
         from_proc += usize::from(event.process.from_proc);
-        let Some(sample) = samples.get(&(event.event.pid, event.event.start_ns / 10_000_000)) else { continue };
+        let sample = samples.get(&(event.event.pid, event.event.start_ns / 10_000_000));
+        let Some(sample) = sample.filter(|sample| sample.sure) else { continue };
         met += 1;
         assert_eq!(
             event.container.as_ref().map(|container| &container.id),

@@ -51,7 +51,8 @@ impl Decoder {
             let (record, _) = ForkRecord::read_from_prefix(bytes).ok()?;
             let pid = seen_as(record.child, record.initial_child);
             let child = Identity { pid, start_ns: record.child_start_ns };
-            return Some(Observation::Fork(Fork { parent: process, cgroup_id: header.cgroup_id, child }));
+            let program = (header.exe_device, header.exe_inode);
+            return Some(Observation::Fork(Fork { parent: process, cgroup_id: header.cgroup_id, program, child }));
         }
         if is(Hook::SchedProcessExit) {
             return Some(Observation::Exit(process));
@@ -334,7 +335,7 @@ mod tests {
         fork.header.hook = Hook::SchedProcessFork as u16;
         (fork.header.tgid, fork.child, fork.child_start_ns, fork.header.cgroup_id) = (42, 43, 9, 7);
         let child = Identity { pid: 43, start_ns: 9 };
-        let want = Fork { parent: process, cgroup_id: 7, child };
+        let want = Fork { parent: process, cgroup_id: 7, program: (0, 0), child };
         assert_eq!(decoder().decode(fork.as_bytes()), Some(Observation::Fork(want)));
         assert_eq!(decoder().decode(&fork.as_bytes()[..140]), None);
         fork.header.hook = Hook::SchedProcessExit as u16;

@@ -37,7 +37,7 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, Capt
         let number = number.ok_or(Error::MissingMember("cgroup_subsys", name))?;
         globals.push(("CGROUP_CONTROLLER", number + 1));
     }
-    let own = whoami(&globals)?;
+    let own = whoami(&globals, config)?;
     let own_tgid = if config.skip_self { own.tgid } else { 0 };
     globals.extend([("SELF_TGID", own_tgid), ("PROC_LEVEL", own.level), ("PROC_PID_NS", own.namespace)]);
     let btf = Btf::from_sys_fs().map_err(|why| Error::Load("the kernel's BTF", why.into()))?;
@@ -115,7 +115,7 @@ struct Own {
 
 /// Asks the kernel, unless it is plain: a process in a pid namespace of its own cannot tell from /proc what it is called
 /// outside.
-fn whoami(globals: &[(&str, u32)]) -> Result<Own, Error> {
+fn whoami(globals: &[(&str, u32)], config: &Config) -> Result<Own, Error> {
     // PROC_PID_INIT_INO of include/linux/proc_ns.h
     const INITIAL: u32 = 0xEFFF_FFFC;
     const OWN: &str = "/proc/self/ns/pid";
@@ -125,7 +125,7 @@ fn whoami(globals: &[(&str, u32)]) -> Result<Own, Error> {
         return Ok(Own { tgid: std::process::id(), level: 0, namespace: INITIAL });
     }
     const NAME: &str = "whoami";
-    let mut bpf = object(globals, 4096)?;
+    let mut bpf = object(globals, config.ring.as_u64())?;
     let program: &mut RawTracePoint = program(&mut bpf, NAME)?;
     program.load().map_err(|why| Error::Load(NAME, why.into()))?;
     program.test_run(RawTracePointRunOptions::default()).map_err(|why| Error::Load(NAME, why.into()))?;
@@ -143,6 +143,9 @@ fn whoami(globals: &[(&str, u32)]) -> Result<Own, Error> {
     let level = own_level.saturating_sub((numbers as u32).saturating_sub(1));
     // Process 1 of a /proc is in its namespace, whoever else is not.
     let namespace = namespace("/proc/1/ns/pid")?;
+    tracing::warn!(
+        "/proc shows a pid namespace of its own: of processes outside of it little is known. Unless this node is a container itself, give the sensor the host's (hostPID: true, docker run --pid=host)"
+    );
     Ok(Own { tgid, level, namespace })
 }
 

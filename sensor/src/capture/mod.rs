@@ -279,7 +279,7 @@ impl Reader {
             let new = growth(&self.losses, slot, seen)?;
             if new > 0 && slot / LOSSES >= OPEN_HOOKS {
                 self.metrics.processes_lost.add(new);
-                let detail = format!("{new} records of processes were lost; no exception holds for those");
+                let detail = format!("{new} records of processes and cgroups were lost; of those less is known");
                 self.notices.add("capture", "processes_lost", new, detail);
             } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);
@@ -310,7 +310,7 @@ fn growth(counters: &PerCpuArray<MapData, u64>, slot: usize, seen: &mut u64) -> 
     Ok(new)
 }
 
-/// The kernel's types took some 20 MiB to read and are needed no more; the C library would keep them for later.
+/// The kernel's types took some 30 MiB to read and are needed no more; the C library would keep them for later.
 fn give_memory_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: it has no preconditions, and changes nothing that is in use.

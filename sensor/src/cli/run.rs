@@ -21,6 +21,7 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let (config, directory, loaded) = arguments.decide.load()?;
+    config.check_cluster()?;
     block_on(async {
         let stop = stop_on_signal()?;
         if config.ship.sink == SinkKind::Stdout {

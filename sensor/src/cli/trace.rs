@@ -41,16 +41,16 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
-    start_log(&config.log)?;
+    start_log(&config.log).and_then(|()| config.check_cluster())?;
     let complain = |faults: Vec<Fault>| {
         let lines: Vec<String> =
             faults.iter().map(|fault| format!("{}: {}; {}", fault.field, fault.message, fault.help)).collect();
         config::Error::new(lines.join("\n"))
     };
     let globs = Patterns::compile("GLOB", &arguments.globs).map_err(complain)?;
-    let everything = arguments.globs.is_empty();
+    let all = arguments.globs.is_empty();
     let wanted = move |event: &Enriched| {
-        everything || event.event.best_path().is_some_and(|path| globs.first_match(path.as_bytes()).is_some())
+        all || event.event.best_path().is_some_and(|path| globs.first_match(path.as_bytes()).is_some())
     };
     let mut record = match &arguments.record {
         Some(file) => {

@@ -1,8 +1,7 @@
 //! The node's cgroups: a tree of names by id, and the container that each is or lies in.
 //!
 //! The kernel tells of each at its birth; those that are older are found by a walk. A cgroup belongs to the container of
-//! the process that made it, whatever its name or place: names are cheap, and whoever may write the node's cgroup file
-//! system could take another pod's.
+//! the process that made it, whatever its name or place: whoever may write the node's cgroups could take any name.
 use std::{
     collections::{HashMap, HashSet, VecDeque},
     fs,
@@ -38,6 +37,8 @@ struct Node {
     births: u32,
     /// It was found, and who made it is not known: the kernel's report, if there is one, says more.
     found: bool,
+    /// It was found after the start, so the report of its birth was lost: its name may be a lie.
+    late: bool,
     removed: bool,
 }
 
@@ -54,13 +55,14 @@ pub(super) enum Lookup {
 /// Cgroups by id.
 pub(super) struct Cgroups {
     hierarchy: Hierarchy,
-    /// The root of the hierarchy, and the cgroup below which the node's own begin: the same, unless the node is a container.
     root: u64,
+    /// The cgroup below which the node's own begin: another than the root if the node is a container.
     base: u64,
     nodes: HashMap<u64, Node>,
     /// How many are remembered of each container, by its id.
     nested: HashMap<String, usize>,
     tombstones: VecDeque<(Instant, u64)>,
+    walked: bool,
     notices: Notices,
 }
 
@@ -68,12 +70,12 @@ impl Cgroups {
     pub(super) fn new(hierarchy: Hierarchy, notices: Notices) -> Self {
         let root = fs::metadata(&hierarchy.root).map_or(0, |found| found.ino());
         let (nodes, nested, tombstones) = (HashMap::new(), HashMap::new(), VecDeque::new());
-        Self { hierarchy, root, base: root, nodes, nested, tombstones, notices }
+        Self { hierarchy, root, base: root, nodes, nested, tombstones, walked: false, notices }
     }
 
     /// Remembers those that are there, the older first. The kernel reports already, so none is missed in between.
     pub(super) fn walk(&mut self) {
-        // A node that is a container itself begins where its kubelet's cgroups do, which the sensor is in as a pod.
+        // A node that is a container begins where its kubelet's cgroups do, which the sensor is in as a pod.
         if let Ok(table) = fs::read("/proc/self/cgroup")
             && let Some(own) = self.hierarchy.path_in(&table)
             && let Some(base) = base_of(own)
@@ -82,16 +84,17 @@ impl Cgroups {
             self.base = found.ino();
         }
         self.sweep(Instant::now());
+        self.walked = true;
     }
 
-    /// Compares with what is there: reports of births and ends may have been lost.
+    /// Compares with what is there: reports may have been lost.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let mut waiting = self.find_all();
+        let (mut waiting, whole) = self.find_all();
         let there: HashSet<u64> = waiting.iter().map(|found| found.id).collect();
-        let gone = self.nodes.iter().filter(|(id, node)| !node.removed && !there.contains(id));
-        let gone: Vec<u64> = gone.map(|(id, _)| *id).collect();
-        gone.into_iter().for_each(|id| self.removed(id, now));
-        // A child is never older than its parent, and ids grow with age, but the kernel may have begun anew with them.
+        // Where too many are there to be looked at, none is taken for gone.
+        let gone = self.nodes.iter().filter(|(id, node)| whole && !node.removed && !there.contains(id));
+        gone.map(|(id, _)| *id).collect::<Vec<_>>().into_iter().for_each(|id| self.removed(id, now));
+        // Ids grow with age, but the kernel may have begun anew with them: a parent may come later than its child.
         waiting.retain(|found| !self.nodes.contains_key(&found.id));
         waiting.sort_by_key(|found| found.id);
         loop {
@@ -109,12 +112,13 @@ impl Cgroups {
         }
     }
 
-    /// What the file system shows of all cgroups; nothing of their makers.
-    fn find_all(&self) -> Vec<CgroupMade> {
-        let mut found = Vec::new();
+    /// What the file system shows of all cgroups, and whether that is all; nothing of their makers.
+    fn find_all(&self) -> (Vec<CgroupMade>, bool) {
+        let (mut found, mut whole) = (Vec::new(), true);
         let mut ahead = vec![(self.hierarchy.root.clone(), 0)];
         while let Some((directory, depth)) = ahead.pop() {
             if found.len() + ahead.len() > LIMIT || depth > DEPTH {
+                whole = false;
                 self.notices.add(
                     "enrich",
                     "cgroups_full",
@@ -133,11 +137,15 @@ impl Cgroups {
                 }
             }
         }
-        found
+        (found, whole)
     }
 
     /// A cgroup was made, by a process of container `maker`.
     pub(super) fn made(&mut self, made: &CgroupMade, maker: Option<Arc<Home>>) {
+        // Where it is, and so what it is, cannot be told.
+        if !self.is_root(made.parent) && !self.nodes.contains_key(&made.parent) {
+            return;
+        }
         let found = made.by.pid == 0;
         if let Some(node) = self.nodes.get_mut(&made.id).filter(|node| !node.removed) {
             let known = !node.found || found || maker.is_none();
@@ -151,7 +159,7 @@ impl Cgroups {
         self.forget(made.id);
         let parent = self.nodes.get(&made.parent);
         let inherited = parent.and_then(|node| node.home.clone());
-        let by_container = maker.is_some() || parent.is_some_and(|node| node.by_container && node.home.is_some());
+        let by_container = maker.is_some() || parent.is_some_and(|node| node.by_container);
         let home = match maker {
             Some(maker) => Some(maker),
             // The node's runtime made it in a cgroup that a container made: a kubelet that is a container itself.
@@ -165,7 +173,16 @@ impl Cgroups {
             *self.nested.entry(home.container.id.clone()).or_default() += 1;
         }
         let (parent, name) = (made.parent, made.name.clone());
-        let node = Node { parent, name, home, by_container, births: 0, found, removed: false };
+        let node = Node {
+            parent,
+            name,
+            home,
+            by_container,
+            births: 0,
+            found,
+            late: found && self.walked,
+            removed: false,
+        };
         self.nodes.insert(made.id, node);
     }
 
@@ -190,12 +207,26 @@ impl Cgroups {
         {
             self.forget(id);
         }
+        // A container's own that are gone make room for those that it makes.
+        let of_home = if of_home >= NESTED_LIMIT { self.forget_one_of(home) } else { of_home };
         let full = of_home >= NESTED_LIMIT || self.nodes.len() >= LIMIT;
         if full {
             let whose = home.map_or("the host", |home| &home.container.id);
             self.notices.add("enrich", "cgroups_full", 1, format!("a cgroup of {whose} is not remembered"));
         }
         full
+    }
+
+    /// Forgets one of a container's that is gone, if there is one; returns how many are left.
+    fn forget_one_of(&mut self, home: Option<&Home>) -> usize {
+        let id = |node: &Node| node.home.as_ref().map(|home| home.container.id.clone());
+        let own = home.map(|home| home.container.id.clone());
+        let gone =
+            self.tombstones.iter().position(|(_, gone)| self.nodes.get(gone).is_some_and(|node| id(node) == own));
+        if let Some((_, gone)) = gone.and_then(|at| self.tombstones.remove(at)) {
+            self.forget(gone);
+        }
+        own.and_then(|own| self.nested.get(&own)).copied().unwrap_or_default()
     }
 
     /// A cgroup was removed. Events of processes that were in it may be on their way.
@@ -256,6 +287,18 @@ impl Cgroups {
         Some(())
     }
 
+    /// True if it was there at the start, or if the kernel has told of its birth.
+    pub(super) fn is_certain(&self, id: u64) -> bool {
+        self.is_root(id) || self.nodes.get(&id).is_some_and(|node| !node.late)
+    }
+
+    /// The container that a process is in by /proc, if its cgroup is known.
+    pub(super) fn home_of(&self, pid: u32) -> Option<Arc<Home>> {
+        let table = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        let id = fs::metadata(self.at(self.hierarchy.path_in(&table)?)).ok()?.ino();
+        self.nodes.get(&id)?.home.clone()
+    }
+
     /// The path of a cgroup below the node's root, as far as it is known.
     pub(super) fn path(&self, id: u64) -> Option<Name> {
         if !self.is_root(id) && !self.nodes.contains_key(&id) {
@@ -288,7 +331,6 @@ impl Cgroups {
             .filter_map(|(id, node)| Some((*id, node.home.as_ref()?)))
     }
 
-    /// How many are remembered.
     pub(super) fn len(&self) -> usize {
         self.nodes.len()
     }
@@ -450,13 +492,9 @@ mod tests {
         let mut cgroups = Cgroups::new(hierarchy, Notices::default());
         let id = fs::metadata(cgroups.at(&path)).unwrap().ino();
         let member = Some(std::process::id());
-        assert!(
-            cgroups.is_root(id + 1_000_000) || matches!(cgroups.look_up(id + 1_000_000, member), Lookup::Unknown)
-        );
+        assert!(matches!(cgroups.look_up(id + 1_000_000, member), Lookup::Unknown));
         cgroups.look_up(id, member);
+        cgroups.walk();
         assert_eq!(cgroups.path(id).unwrap().as_bytes(), path);
-        let mut walked = Cgroups::new(cgroups.hierarchy.clone(), Notices::default());
-        walked.walk();
-        assert_eq!(walked.path(id).unwrap().as_bytes(), path);
     }
 }

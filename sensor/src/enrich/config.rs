@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 
-/// How often gauges are set and the targets decided anew, if something has changed: the kernel filter may pass too much
-/// in between, never too little.
+/// How often gauges are set and the targets decided anew, if something has changed: so late the kernel filter learns that a
+/// policy speaks of a pod since its labels changed.
 pub(super) const HOUSEKEEPING: Duration = Duration::from_millis(100);
 /// How often what is over is looked for.
 pub(super) const SWEEP: Duration = Duration::from_secs(30);

@@ -19,10 +19,26 @@ const CONTAINER_LIMIT: usize = 64;
 /// A process by its pid and start.
 type Process = (u32, u64);
 
-/// An event, and the container of which the pod is waited for; None if it only waits behind another.
+/// The containers of an event's process.
+#[derive(Clone, Default)]
+pub(super) struct Homes {
+    /// The one that it is in.
+    pub(super) now: Option<Arc<Home>>,
+    /// The one that it has moved itself out of.
+    pub(super) before: Option<Arc<Home>>,
+}
+
+impl Homes {
+    /// All of them.
+    fn iter(&self) -> impl Iterator<Item = &Arc<Home>> {
+        self.now.iter().chain(&self.before)
+    }
+}
+
+/// An event, and the containers of which the pods are waited for; none if it only waits behind another.
 pub(super) struct Waiting {
     pub(super) event: Enriched,
-    pub(super) home: Option<Arc<Home>>,
+    pub(super) homes: Homes,
     since: Instant,
 }
 
@@ -57,13 +73,14 @@ impl Hold {
     }
 
     /// Lets the event wait; if there is no room, returns what has to go on at once: the events of its process, in order.
-    pub(super) fn push(&mut self, event: Enriched, home: Option<Arc<Home>>, now: Instant) -> Vec<Waiting> {
-        let waiting = Waiting { event, home, since: now };
+    pub(super) fn push(&mut self, event: Enriched, homes: Homes, now: Instant) -> Vec<Waiting> {
+        let waiting = Waiting { event, homes, since: now };
         let process = waiting.process();
-        let of_container = waiting.home.as_ref().and_then(|home| self.containers.get(&home.container.id));
-        let full = self.queue.len() >= LIMIT || of_container.is_some_and(|count| *count >= CONTAINER_LIMIT);
+        let of_container = |home: &Arc<Home>| self.containers.get(&home.container.id).copied().unwrap_or_default();
+        let full =
+            self.queue.len() >= LIMIT || waiting.homes.iter().any(|home| of_container(home) >= CONTAINER_LIMIT);
         *self.processes.entry(process).or_default() += 1;
-        if let Some(home) = &waiting.home {
+        for home in waiting.homes.iter() {
             *self.containers.entry(home.container.id.clone()).or_default() += 1;
         }
         self.queue.push_back(waiting);
@@ -75,7 +92,7 @@ impl Hold {
     pub(super) fn release(&mut self, mut known: impl FnMut(&Home) -> bool) -> Vec<Waiting> {
         let mut blocked = HashSet::new();
         self.take(|waiting| {
-            let ready = waiting.home.as_deref().is_none_or(&mut known) && !blocked.contains(&waiting.process());
+            let ready = waiting.homes.iter().all(|home| known(home)) && !blocked.contains(&waiting.process());
             if !ready {
                 blocked.insert(waiting.process());
             }
@@ -107,7 +124,7 @@ impl Hold {
         self.queue = left.into();
         for waiting in &taken {
             less(&mut self.processes, &waiting.process());
-            if let Some(home) = &waiting.home {
+            for home in waiting.homes.iter() {
                 less(&mut self.containers, &home.container.id);
             }
         }
@@ -130,8 +147,9 @@ mod tests {
     use super::*;
     use crate::event::Container;
 
-    fn home(id: &str) -> Arc<Home> {
-        Arc::new(Home { container: Arc::new(Container { id: id.into(), ..Container::default() }), first: false })
+    fn home(id: &str) -> Homes {
+        let container = Arc::new(Container { id: id.into(), ..Container::default() });
+        Homes { now: Some(Arc::new(Home { container, first: false })), before: None }
     }
 
     /// An event of process `pid`, the `n`th of all.
@@ -155,7 +173,7 @@ mod tests {
         let (mut hold, now) = (Hold::new(Duration::from_secs(2)), Instant::now());
         for (pid, n, container) in [(1, 1, Some("a")), (2, 2, Some("b")), (1, 3, None), (2, 4, Some("a"))] {
             assert!(!hold.has(pid, 9));
-            assert!(hold.push(event(pid, n), container.map(home), now).is_empty());
+            assert!(hold.push(event(pid, n), container.map(home).unwrap_or_default(), now).is_empty());
             assert!(hold.has(pid, 0));
         }
         // Of process 2 the second is ready, and the first is not.
@@ -168,8 +186,8 @@ mod tests {
     #[test]
     fn nothing_waits_longer_than_it_may() {
         let (mut hold, now) = (Hold::new(Duration::from_secs(2)), Instant::now());
-        hold.push(event(1, 1), Some(home("a")), now);
-        hold.push(event(2, 2), Some(home("b")), now + Duration::from_millis(500));
+        hold.push(event(1, 1), home("a"), now);
+        hold.push(event(2, 2), home("b"), now + Duration::from_millis(500));
         assert_eq!(hold.deadline(), Some(now + Duration::from_secs(2)));
         assert!(hold.overdue(now + Duration::from_millis(1999)).is_empty());
         assert_eq!(numbers(&hold.overdue(now + Duration::from_secs(2))), [1]);
@@ -179,15 +197,15 @@ mod tests {
     #[test]
     fn what_finds_no_room_goes_on_at_once_with_those_of_its_process_before_it() {
         let (mut hold, now) = (Hold::new(Duration::from_secs(2)), Instant::now());
-        hold.push(event(7, 0), Some(home("a")), now);
+        hold.push(event(7, 0), home("a"), now);
         for n in 1..CONTAINER_LIMIT as u64 {
-            assert!(hold.push(event(1, n), Some(home("a")), now).is_empty());
+            assert!(hold.push(event(1, n), home("a"), now).is_empty());
         }
-        assert_eq!(numbers(&hold.push(event(7, 99), Some(home("a")), now)), [0, 99]);
+        assert_eq!(numbers(&hold.push(event(7, 99), home("a"), now)), [0, 99]);
         // There is room again, and other containers have their own.
-        assert!(hold.push(event(8, 100), Some(home("a")), now).is_empty());
+        assert!(hold.push(event(8, 100), home("a"), now).is_empty());
         for n in 0..2 * LIMIT as u64 {
-            hold.push(event(9 + n as u32, n), Some(home(&n.to_string())), now);
+            hold.push(event(9 + n as u32, n), home(&n.to_string()), now);
             assert!(hold.queue.len() <= LIMIT);
         }
         assert_eq!(hold.all().len(), LIMIT);

@@ -4,6 +4,7 @@
 mod cgroup;
 mod config;
 mod container;
+mod describe;
 mod hold;
 mod pod;
 mod pods;
@@ -25,7 +26,7 @@ use self::{
     cgroup::{Cgroups, Lookup},
     config::{HOUSEKEEPING, SWEEP},
     container::Home,
-    hold::{Hold, Waiting},
+    hold::{Hold, Homes, Waiting},
     pod::{Change, Pods},
     pods::Source,
     process::Processes,
@@ -37,7 +38,7 @@ pub use self::{
     targets::Targets,
 };
 use crate::{
-    event::{Enriched, Enrichment, Event, Missing, Owner, Place, Program},
+    event::{Enriched, Enrichment, Event, Missing, Owner, Program},
     hierarchy::Hierarchy,
     metrics::Metrics,
     notice::Notices,
@@ -65,6 +66,7 @@ pub struct Enrich {
     roots: Roots,
     policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
+    notices: Notices,
     observations: mpsc::Receiver<Observation>,
     changes: mpsc::Receiver<Change>,
     enriched: mpsc::Sender<Enriched>,
@@ -130,9 +132,10 @@ impl Enrich {
             pods: Pods::new(config.in_cluster(), notices.clone()),
             hold: Hold::new(config.hold.unsigned_abs()),
             selection,
-            roots: Roots::new(notices),
+            roots: Roots::new(notices.clone()),
             policies,
             metrics,
+            notices,
             observations,
             changes,
             enriched,
@@ -145,15 +148,15 @@ impl Enrich {
     pub async fn run(mut self) -> anyhow::Result<()> {
         // Those that are there before any report; the kernel reports already, so none is missed in between.
         self.cgroups.walk();
-        self.processes.seed();
+        self.processes.seed(|pid| self.cgroups.home_of(pid));
         let mut ticks = tokio::time::interval(HOUSEKEEPING);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (mut batch, mut swept) = (Vec::with_capacity(BATCH), Instant::now());
+        let (mut batch, mut changes, mut swept) = (Vec::with_capacity(BATCH), Vec::new(), Instant::now());
         loop {
             let overdue = self.hold.deadline();
             let ready = tokio::select! {
                 biased;
-                Some(change) = self.changes.recv() => self.changed(change),
+                1.. = self.changes.recv_many(&mut changes, CHANGES) => self.changed(&mut changes),
                 () = until(overdue), if overdue.is_some() => self.hold.overdue(Instant::now()),
                 _ = ticks.tick() => {
                     self.keep_house(&mut swept);
@@ -184,10 +187,10 @@ impl Enrich {
                 self.observe(observation);
                 continue;
             };
-            let (enriched, home) = self.enrich(event);
-            let listened = if self.must_wait(&enriched, home.as_deref()) {
+            let (enriched, homes) = self.enrich(event);
+            let listened = if self.must_wait(&enriched) {
                 self.metrics.held.add(1);
-                let overflow = self.hold.push(enriched, home, Instant::now());
+                let overflow = self.hold.push(enriched, homes, Instant::now());
                 self.send_all(overflow).await
             } else {
                 self.send(enriched).await
@@ -214,10 +217,15 @@ impl Enrich {
             Observation::Exit(process) => self.processes.exited(process),
             Observation::CgroupMade(made) => {
                 // A process that has left its container is still of it.
-                let now = home_of(self.cgroups.look_up(made.maker, None));
+                let found = self.cgroups.look_up(made.maker, Some(made.by.pid));
+                let known = !matches!(found, Lookup::Unknown);
+                let now = home_of(found);
                 let maker = self.processes.placed(made.by, now.as_ref()).or(now);
-                self.cgroups.made(&made, maker);
-                self.stale = true;
+                // Of a maker that nobody knows, it may be anything: it is known once somebody is met in it.
+                if maker.is_some() || known {
+                    self.cgroups.made(&made, maker);
+                    self.stale = true;
+                }
             }
             Observation::CgroupRemoved(id) => {
                 self.cgroups.removed(id, Instant::now());
@@ -226,8 +234,8 @@ impl Enrich {
         }
     }
 
-    /// What is known of the opener by now, and the container of which the pod is not.
-    fn enrich(&mut self, event: Event) -> (Enriched, Option<Arc<Home>>) {
+    /// What is known of the opener by now, and its containers.
+    fn enrich(&mut self, event: Event) -> (Enriched, Homes) {
         let (policies, now) = (self.policies.borrow().clone(), Instant::now());
         let identity = Identity { pid: event.pid, start_ns: event.start_ns };
         let opener = self.processes.look_up(&event, &policies);
@@ -237,13 +245,14 @@ impl Enrich {
         });
         let found = self.cgroups.look_up(event.cgroup_id, Some(event.pid));
         let cgroup_path = self.cgroups.path(event.cgroup_id);
-        let certain = !matches!(found, Lookup::Unknown);
+        let (known, certain) = (!matches!(found, Lookup::Unknown), self.cgroups.is_certain(event.cgroup_id));
         let here = home_of(found);
         let before = self.processes.placed(identity, here.as_ref());
         // Of a cgroup that nobody knows, what the process was made in says more than nothing.
-        let home = if certain { here } else { before.clone() };
+        let home = if known { here } else { before.clone() };
         let moved =
             before.filter(|before| home.as_ref().is_none_or(|home| home.container.id != before.container.id));
+        let homes = Homes { now: home, before: moved };
         let known_as = match (&event.path, event.mount_ns) {
             (Some(path), Some(namespace)) => {
                 let lineage = std::iter::once(event.pid).chain(ancestors.iter().map(|program| program.pid));
@@ -251,61 +260,64 @@ impl Enrich {
             }
             _ => Vec::new(),
         };
-        let missing =
-            [program.executable.is_none().then_some(Missing::Program), (!certain).then_some(Missing::Cgroup)];
+        // Of one that there was no room for it is not known where it was before.
+        let known = program.executable.is_some() && self.processes.knows(identity);
+        let missing = [(!known).then_some(Missing::Program), (!certain).then_some(Missing::Cgroup)];
         let mut enriched = Enriched {
             process: program,
             ancestors,
             // In a user namespace anybody can be any user.
             user: event.ids.euid.filter(|_| event.user_ns == Some(INITIAL_USER_NAMESPACE)),
             // What the host opens is its own; of a container's files it is not known yet.
-            owner: (certain && home.is_none()).then_some(Owner::Own),
+            owner: (certain && homes.now.is_none()).then_some(Owner::Own),
             container: None,
             pod: None,
-            moved_from: moved.map(|before| Box::new(self.pods.place(&before, &policies).0)),
+            moved_from: None,
             known_as,
             cgroup_path,
             enrichment: Enrichment::Complete,
             missing: missing.into_iter().flatten().collect(),
             event,
         };
-        self.name(&mut enriched, home.as_deref());
-        (enriched, home)
+        self.name(&mut enriched, &homes);
+        (enriched, homes)
     }
 
-    /// Adds container and pod of `home`, as far as they are known by now.
-    fn name(&mut self, enriched: &mut Enriched, home: Option<&Home>) {
+    /// Adds containers and pods, as far as they are known by now.
+    fn name(&mut self, enriched: &mut Enriched, homes: &Homes) {
         let policies = self.policies.borrow().clone();
         enriched.missing.retain(|missing| !matches!(missing, Missing::Pod | Missing::Namespace));
-        if let Some(home) = home {
-            let (Place { container, pod }, missing) = self.pods.place(home, &policies);
-            (enriched.container, enriched.pod) = (container, pod);
+        let mut place = |home: &Arc<Home>| {
+            let (place, missing) = self.pods.place(home, &policies);
             enriched.missing.extend(missing);
-        }
+            place
+        };
+        let now = homes.now.as_ref().map(&mut place).unwrap_or_default();
+        enriched.moved_from = homes.before.as_ref().map(|before| Box::new(place(before)));
+        (enriched.container, enriched.pod) = (now.container, now.pod);
+        enriched.missing.dedup();
         let complete = enriched.missing.is_empty();
         enriched.enrichment = if complete { Enrichment::Complete } else { Enrichment::Partial };
     }
 
     /// Whether the event waits: for a pod that the API server may still tell of, if some policy may want the event; or
     /// behind another of its process.
-    fn must_wait(&self, enriched: &Enriched, home: Option<&Home>) -> bool {
+    fn must_wait(&self, enriched: &Enriched) -> bool {
         let event = &enriched.event;
-        let unknown = enriched.missing.iter().any(|missing| matches!(missing, Missing::Pod | Missing::Namespace));
         self.hold.has(event.pid, event.start_ns)
-            || unknown && home.is_some() && self.pods.in_contact() && is_watched(enriched, &self.policies.borrow())
+            || enriched.missing.iter().any(|missing| self.pods.may_tell(*missing))
+                && is_watched(enriched, &self.policies.borrow())
     }
 
     /// Takes in what the API server tells; returns events that have waited for it.
-    fn changed(&mut self, change: Change) -> Vec<Waiting> {
-        self.pods.change(change, Instant::now());
+    fn changed(&mut self, changes: &mut Vec<Change>) -> Vec<Waiting> {
+        let now = Instant::now();
+        changes.drain(..).for_each(|change| self.pods.change(change, now));
         self.stale = true;
         let policies = self.policies.borrow().clone();
         let Self { pods, hold, .. } = self;
-        // Nobody knows when the API server will be back.
-        if !pods.in_contact() {
-            return hold.all();
-        }
-        hold.release(|home| pods.place(home, &policies).1.is_none())
+        // What is missing is not waited for if nobody knows when the API server will be back.
+        hold.release(|home| pods.place(home, &policies).1.is_none_or(|missing| !pods.may_tell(missing)))
     }
 
     /// Hands on events that have waited, with what is known by now; false if nobody listens any more.
@@ -313,8 +325,8 @@ impl Enrich {
         let now = Instant::now();
         for waiting in ready {
             self.metrics.hold_seconds.observe(waiting.age(now));
-            let Waiting { mut event, home, .. } = waiting;
-            self.name(&mut event, home.as_deref());
+            let Waiting { mut event, homes, .. } = waiting;
+            self.name(&mut event, &homes);
             if !self.send(event).await {
                 return false;
             }
@@ -353,6 +365,12 @@ impl Enrich {
             *swept = now;
             self.processes.sweep();
             self.cgroups.sweep(now);
+            if self.pods.is_empty_in_contact()
+                && self.cgroups.in_containers().any(|(_, home)| home.container.pod_uid.is_some())
+            {
+                let detail = "the API server knows no pod of this node, which runs some: is node.name its name in the cluster?";
+                self.notices.add("enrich", "no_pods", 1, detail);
+            }
             self.cgroups.expire(now);
             self.stale = true;
             let alive = self.cgroups.in_containers().filter_map(|(_, home)| home.container.pod_uid.as_deref());

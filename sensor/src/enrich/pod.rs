@@ -5,9 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::container::Home;
+use super::{container::Home, describe::Described};
 use crate::{
-    event::{Container, Missing, Place, Pod, Workload},
+    event::{Container, Missing, Place, Pod},
     notice::Notices,
     policy::PolicySet,
 };
@@ -17,9 +17,9 @@ const LIMIT: usize = 4096;
 /// How long a pod is remembered after it was deleted, or longer while cgroups of it are there.
 const TOMBSTONE: Duration = Duration::from_secs(60);
 /// Most ids of containers that are remembered of a pod: a container that restarts gets a new one each time.
-const IDS: usize = 128;
+pub(super) const IDS: usize = 128;
 /// Most bytes of labels that are kept, of one pod and of all pods and namespaces together.
-const LABELS: usize = 64 << 10;
+pub(super) const LABELS: usize = 64 << 10;
 const ALL_LABELS: usize = 4 << 20;
 
 type Labels = BTreeMap<String, String>;
@@ -37,8 +37,12 @@ pub(super) enum Change {
     Listed,
     /// The labels of a namespace; None of one that is deleted.
     Namespace(String, Option<Labels>),
-    /// The API server does not answer, or it refuses.
+    /// These are all namespaces.
+    Namespaces(HashSet<String>),
+    /// The API server does not answer, or it refuses to tell of pods.
     Silent,
+    /// The same of namespaces.
+    NamespacesSilent,
 }
 
 /// A pod, and what its containers are called.
@@ -53,74 +57,6 @@ pub(super) struct PodInfo {
     pub(super) only: Option<Described>,
     /// All its containers have ended for good.
     pub(super) ended: bool,
-}
-
-/// What a container is called.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(super) struct Described {
-    pub(super) runtime: Option<String>,
-    name: String,
-    image: String,
-    tag: Option<String>,
-    digest: Option<String>,
-}
-
-impl Described {
-    /// From the names of a pod's spec or status: `nginx:1.27`, and the id of the image, if that is known.
-    pub(super) fn new(name: &str, image: &str, image_id: &str) -> Self {
-        let digest_of = |text: &str| text.split_once('@').map(|(_, digest)| digest.to_owned());
-        // A status may name an image by its bare id, when its tag has moved on.
-        let (image_name, tag) = if image.starts_with("sha256:") {
-            (image_id.split_once('@').map(|(name, _)| parse_image(name).0).unwrap_or_default(), None)
-        } else {
-            parse_image(image)
-        };
-        let digest = digest_of(image_id).or_else(|| digest_of(image));
-        Self { runtime: None, name: name.to_owned(), image: image_name, tag, digest }
-    }
-}
-
-/// The fully qualified name of an image, and its tag.
-fn parse_image(image: &str) -> (String, Option<String>) {
-    let name = image.split('@').next().unwrap_or_default();
-    let (name, tag) = match name.rsplit_once(':') {
-        Some((name, tag)) if !tag.contains('/') => (name, Some(tag.to_owned())),
-        _ => (name, None),
-    };
-    // What docker and containerd make of short names: a first part without dot or port is no registry.
-    let qualified = match name.split_once('/') {
-        Some((registry, _)) if registry.contains(['.', ':']) || registry == "localhost" => name.to_owned(),
-        Some(_) => format!("docker.io/{name}"),
-        None => format!("docker.io/library/{name}"),
-    };
-    (qualified, tag)
-}
-
-/// Who made a pod, and who made that, as far as names tell: the pod says no more than who controls it.
-pub(super) fn owners(
-    controller: Option<(String, String)>,
-    labels: &Labels,
-    created: Option<i64>,
-) -> Vec<Workload> {
-    let Some((kind, name)) = controller else { return Vec::new() };
-    let above = match kind.as_str() {
-        // A Deployment calls its ReplicaSet after itself and this hash, which pods carry.
-        "ReplicaSet" => labels
-            .get("pod-template-hash")
-            .and_then(|hash| name.strip_suffix(hash.as_str())?.strip_suffix('-'))
-            .map(|name| ("Deployment", name)),
-        // A CronJob calls its Job after itself and the minute that it was due.
-        "Job" => name
-            .rsplit_once('-')
-            .filter(|(_, minute)| {
-                let due = minute.parse::<i64>().ok().map(|minute| minute * 60);
-                due.zip(created).is_some_and(|(due, created)| (created - due).abs() < 24 * 3600)
-            })
-            .map(|(name, _)| ("CronJob", name)),
-        _ => None,
-    };
-    let above = above.map(|(kind, name)| Workload { kind: kind.to_owned(), name: name.to_owned() });
-    std::iter::once(Workload { kind, name }).chain(above).collect()
 }
 
 struct Entry {
@@ -144,6 +80,10 @@ pub(super) struct Pods {
     label_bytes: usize,
     /// The API server answers, as far as is known: it is worth waiting for what it will say.
     in_contact: bool,
+    /// The same of namespaces.
+    namespaces_in_contact: bool,
+    /// It has answered once.
+    answered: bool,
     notices: Notices,
 }
 
@@ -157,6 +97,8 @@ impl Pods {
             listed: None,
             label_bytes: 0,
             in_contact: in_cluster,
+            namespaces_in_contact: in_cluster,
+            answered: false,
             notices,
         }
     }
@@ -164,21 +106,34 @@ impl Pods {
     /// Takes in what a watch tells.
     pub(super) fn change(&mut self, change: Change, now: Instant) {
         match change {
-            Change::Silent => {
-                self.in_contact = false;
-                return;
-            }
+            Change::Silent => self.in_contact = false,
+            Change::NamespacesSilent => self.namespaces_in_contact = false,
+            // So says the watch before it has asked.
             Change::Began => self.listed = Some(HashSet::new()),
-            Change::Applied(info) => self.apply(*info),
-            Change::Deleted(uid) => self.delete(&uid, now),
+            Change::Applied(info) => {
+                self.in_contact = true;
+                self.apply(*info);
+            }
+            Change::Deleted(uid) => {
+                self.in_contact = true;
+                self.delete(&uid, now);
+            }
             Change::Listed => {
+                (self.in_contact, self.answered) = (true, true);
                 let listed = self.listed.take().unwrap_or_default();
                 let missing: Vec<_> = self.by_uid.keys().filter(|uid| !listed.contains(*uid)).cloned().collect();
                 missing.iter().for_each(|uid| self.delete(uid, now));
             }
-            Change::Namespace(name, labels) => self.name_space(name, labels),
+            Change::Namespace(name, labels) => {
+                self.namespaces_in_contact = true;
+                self.name_space(name, labels);
+            }
+            Change::Namespaces(all) => {
+                self.namespaces_in_contact = true;
+                let over: Vec<_> = self.namespaces.keys().filter(|name| !all.contains(*name)).cloned().collect();
+                over.into_iter().for_each(|name| self.name_space(name, None));
+            }
         }
-        self.in_contact = true;
     }
 
     fn apply(&mut self, mut info: PodInfo) {
@@ -249,7 +204,12 @@ impl Pods {
     fn name_space(&mut self, name: String, labels: Option<Labels>) {
         let before = self.namespaces.remove(&name).map_or(0, |labels| size_of_labels(&labels));
         self.label_bytes = self.label_bytes.saturating_sub(before);
+        let known = labels.is_some();
         let labels = labels.filter(|labels| self.label_bytes + size_of_labels(labels) <= ALL_LABELS);
+        if known && labels.is_none() {
+            let detail = format!("labels of namespace {name} find no room; every selector of them selects it");
+            self.notices.add("enrich", "labels_full", 1, detail);
+        }
         if let Some(labels) = &labels {
             self.label_bytes += size_of_labels(labels);
             self.namespaces.insert(name.clone(), labels.clone());
@@ -276,14 +236,10 @@ impl Pods {
     pub(super) fn place(&mut self, home: &Home, policies: &PolicySet) -> (Place, Option<Missing>) {
         let bare = || Place { container: Some(home.container.clone()), pod: None };
         let Some(uid) = &home.container.pod_uid else { return (bare(), None) };
-        let mut hashed = self.by_hash.get(uid).into_iter().flatten();
-        // Only uids of static pods have this form. Two that claim the same are neither.
-        let uid = match (hashed.next(), hashed.next()) {
-            (Some(only), None) => only.clone(),
-            (Some(_), Some(_)) => return (bare(), Some(Missing::Pod)),
-            (None, _) => uid.clone(),
+        let uid = if self.by_uid.contains_key(uid) { Some(uid.clone()) } else { self.static_pod(uid) };
+        let Some(entry) = uid.and_then(|uid| self.by_uid.get_mut(&uid)) else {
+            return (bare(), Some(Missing::Pod));
         };
-        let Some(entry) = self.by_uid.get_mut(&uid) else { return (bare(), Some(Missing::Pod)) };
         let container = entry.container(home);
         let wants = policies.wants_namespace_labels();
         if !wants && entry.pod.namespace_labels.is_none() {
@@ -299,9 +255,28 @@ impl Pods {
         (Place { container: Some(container), pod: Some(pod) }, (!known).then_some(Missing::Namespace))
     }
 
+    /// The one pod that claims to be the static one of this hash, those that are deleted aside if another does. Two that
+    /// claim the same are neither.
+    fn static_pod(&self, hash: &str) -> Option<String> {
+        let claims = self.by_hash.get(hash)?;
+        let is_there = |uid: &&String| self.by_uid.get(*uid).is_some_and(|entry| entry.gone.is_none());
+        let there: Vec<&String> = claims.iter().filter(is_there).collect();
+        let only = if there.is_empty() { claims.iter().collect() } else { there };
+        if let [only] = only[..] { Some(only.clone()) } else { None }
+    }
+
     /// Whether it is worth waiting for what the API server may say.
-    pub(super) fn in_contact(&self) -> bool {
-        self.in_contact
+    pub(super) fn may_tell(&self, what: Missing) -> bool {
+        match what {
+            Missing::Pod => self.in_contact,
+            Missing::Namespace => self.namespaces_in_contact,
+            Missing::Program | Missing::Cgroup => false,
+        }
+    }
+
+    /// The API server answers, and knows of none.
+    pub(super) fn is_empty_in_contact(&self) -> bool {
+        self.in_contact && self.answered && self.by_uid.is_empty()
     }
 
     /// How many are remembered.
@@ -335,7 +310,7 @@ impl Entry {
     }
 }
 
-fn size_of_labels(labels: &Labels) -> usize {
+pub(super) fn size_of_labels(labels: &Labels) -> usize {
     labels.iter().map(|(key, value)| key.len() + value.len()).sum()
 }
 
@@ -364,50 +339,6 @@ mod tests {
     }
 
     #[test]
-    fn an_image_is_told_by_its_full_name_its_tag_and_its_digest() {
-        for (image, id, want) in [
-            ("nginx", "", ("docker.io/library/nginx", None, None)),
-            (
-                "nginx:1.27",
-                "docker.io/library/nginx@sha256:aa",
-                ("docker.io/library/nginx", Some("1.27"), Some("sha256:aa")),
-            ),
-            ("team/app:v1", "", ("docker.io/team/app", Some("v1"), None)),
-            ("registry.example:5000/app", "", ("registry.example:5000/app", None, None)),
-            ("registry.example:5000/app:v1", "", ("registry.example:5000/app", Some("v1"), None)),
-            ("localhost/app@sha256:bb", "", ("localhost/app", None, Some("sha256:bb"))),
-            ("quay.io/a/b:t@sha256:bb", "", ("quay.io/a/b", Some("t"), Some("sha256:bb"))),
-            // The tag has moved on: containerd tells the image's own id.
-            ("sha256:cc", "quay.io/a/b@sha256:bb", ("quay.io/a/b", None, Some("sha256:bb"))),
-        ] {
-            let told = Described::new("main", image, id);
-            assert_eq!((told.image.as_str(), told.tag.as_deref(), told.digest.as_deref()), want, "{image}");
-        }
-    }
-
-    #[test]
-    fn who_made_a_pod_is_told_as_far_as_names_tell_it_surely() {
-        let labels: Labels = [("pod-template-hash".to_owned(), "5d4f8".to_owned())].into();
-        let created = Some(29_000_000 * 60 + 30);
-        for (kind, name, want) in [
-            ("ReplicaSet", "web-5d4f8", "ReplicaSet web-5d4f8, Deployment web"),
-            // Of another controller than a Deployment.
-            ("ReplicaSet", "web-other", "ReplicaSet web-other"),
-            ("ReplicaSet", "5d4f8", "ReplicaSet 5d4f8"),
-            ("Job", "backup-29000000", "Job backup-29000000, CronJob backup"),
-            // Numbers that are no time of this pod.
-            ("Job", "import-20240101", "Job import-20240101"),
-            ("Job", "import", "Job import"),
-            ("Node", "n1", "Node n1"),
-        ] {
-            let told = owners(Some((kind.into(), name.into())), &labels, created);
-            let told: Vec<_> = told.iter().map(|owner| format!("{} {}", owner.kind, owner.name)).collect();
-            assert_eq!(told.join(", "), want);
-        }
-        assert!(owners(None, &labels, created).is_empty());
-    }
-
-    #[test]
     fn a_deleted_pod_is_known_for_a_while_and_longer_while_it_runs() {
         let (mut pods, now) = (pods(), Instant::now());
         pods.change(Change::Applied(Box::new(info("u"))), now);
@@ -427,14 +358,17 @@ mod tests {
             pods.change(Change::Applied(Box::new(info(uid))), now);
         }
         pods.change(Change::Silent, now);
-        assert!(!pods.in_contact());
+        pods.change(Change::Began, now);
+        assert!(!pods.may_tell(Missing::Pod), "it has not said anything");
+        // Broken off in the middle.
+        pods.change(Change::Applied(Box::new(info("a"))), now);
         pods.change(Change::Began, now);
         pods.change(Change::Applied(Box::new(info("b"))), now);
         assert_eq!(name(&mut pods, "a"), Some("pod-a".into()), "the list is not at its end");
         pods.change(Change::Listed, now);
         pods.expire(now + TOMBSTONE, &HashSet::new());
         assert_eq!((name(&mut pods, "a"), name(&mut pods, "b")), (None, Some("pod-b".into())));
-        assert!(pods.in_contact());
+        assert!(pods.may_tell(Missing::Pod));
     }
 
     #[test]
@@ -445,9 +379,12 @@ mod tests {
         assert_eq!(name(&mut pods, &hash), Some("pod-a".into()));
         pods.change(Change::Applied(Box::new(mirror("b"))), now);
         assert_eq!(name(&mut pods, &hash), None);
+        // Whoever may make pods may make such a claim, but it does not outlive his pod.
         pods.change(Change::Deleted("b".into()), now);
-        pods.expire(now + TOMBSTONE, &HashSet::from([hash.as_str()]));
-        assert_eq!(name(&mut pods, &hash), None, "what it was of is not known while it may run");
+        assert_eq!(name(&mut pods, &hash), Some("pod-a".into()));
+        // A uid of the API server's own is nobody's to claim.
+        pods.change(Change::Applied(Box::new(PodInfo { hash: Some("a".into()), ..info("c") })), now);
+        assert_eq!(name(&mut pods, "a"), Some("pod-a".into()));
     }
 
     #[test]

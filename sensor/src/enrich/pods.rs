@@ -1,7 +1,7 @@
 //! Pods of this node as the API server tells of them: one watch, and one more of namespaces while a policy needs it.
 //!
 //! Must not know processes or cgroups; only this file of the stage knows `kube`.
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
@@ -18,15 +18,22 @@ use kube::{
 use serde::Deserialize;
 use tokio::{
     sync::{mpsc, watch},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use uuid::Uuid;
 
-use super::pod::{Change, Described, PodInfo, owners};
+use super::{
+    describe::{Described, owners},
+    pod::{Change, IDS, LABELS, PodInfo, size_of_labels},
+};
 use crate::{event::Pod, notice::Notices, policy::PolicySet};
 
 /// Sensors of a cluster begin within so much time, so that not all ask at once; no longer than an event is held.
 const SPREAD: Duration = Duration::from_secs(2);
+/// Most bytes of a text that is kept.
+const TEXT: usize = 512;
+/// Most addresses of a pod that are kept; it has one of each family.
+const IPS: usize = 4;
 /// How long to wait for a connection.
 const CONNECT: Duration = Duration::from_secs(10);
 /// How long a connection may be silent. The API server sends a bookmark each minute to a watch without news.
@@ -148,13 +155,21 @@ pub(super) async fn tell_changes(
     changes: mpsc::Sender<Change>,
     notices: Notices,
 ) -> anyhow::Result<()> {
-    sleep(SPREAD.mul_f64((Uuid::new_v4().as_u128() % 1000) as f64 / 1000.0)).await;
+    let watch = async {
+        sleep(spread()).await;
+        let pods = watch_pods(&source, &node, &changes, &notices);
+        tokio::join!(pods, watch_namespaces(&source, policies, &changes, &notices));
+    };
     tokio::select! {
         () = changes.closed() => {}
-        () = watch_pods(&source, &node, &changes, &notices) => {}
-        () = watch_namespaces(&source, policies, &changes, &notices) => {}
+        () = watch => {}
     }
     Ok(())
+}
+
+/// A part of [`SPREAD`] by chance.
+fn spread() -> Duration {
+    SPREAD.mul_f64((Uuid::new_v4().as_u128() % 1000) as f64 / 1000.0)
 }
 
 async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>, notices: &Notices) {
@@ -164,16 +179,27 @@ async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>,
     let mut pauses = watcher::DefaultBackoff::default();
     loop {
         let mut stream = stream::<DeserializeGuard<SlimPod>>(source, &config, notices);
+        let (began, mut begun, mut listed) = (Instant::now(), 0, false);
         // Also where the watch could go on: a server that was set up anew, or from a backup, counts its versions from
         // lower numbers, and would say nothing until it has caught up with the last that we know.
         while let Some(event) = stream.next().await {
             let change = match event {
-                Ok(watcher::Event::Init) => Change::Began,
+                Ok(watcher::Event::Init) => {
+                    (begun, listed) = (begun + 1, false);
+                    // Lists that are broken off: the watcher would begin one after the other without a pause.
+                    if begun > 2 {
+                        break;
+                    }
+                    Change::Began
+                }
                 Ok(watcher::Event::InitApply(pod) | watcher::Event::Apply(pod)) => {
                     Change::Applied(Box::new(info(pod, notices)))
                 }
                 Ok(watcher::Event::Delete(pod)) => Change::Deleted(pod.uid().unwrap_or_default()),
-                Ok(watcher::Event::InitDone) => Change::Listed,
+                Ok(watcher::Event::InitDone) => {
+                    (begun, listed) = (0, true);
+                    Change::Listed
+                }
                 Err(why) if config != plain && refuses_streams(&why) => {
                     config = plain.clone();
                     tracing::info!("the API server does not stream lists; pods are listed instead");
@@ -181,15 +207,20 @@ async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>,
                 }
                 Err(why) => {
                     tell(notices, "pods", &why);
-                    if changes.send(Change::Silent).await.is_err() {
-                        return;
-                    }
                     break;
                 }
             };
             if changes.send(change).await.is_err() {
                 return;
             }
+        }
+        // A watch that was one is begun anew, which takes a moment: only then it is known whether the server is away.
+        if listed && began.elapsed() > SPREAD {
+            sleep(spread()).await;
+            continue;
+        }
+        if changes.send(Change::Silent).await.is_err() {
+            return;
         }
         sleep(pauses.next().unwrap_or(SILENCE)).await;
     }
@@ -205,25 +236,41 @@ async fn watch_namespaces(
     let mut pauses = watcher::DefaultBackoff::default();
     while policies.wait_for(|set| set.wants_namespace_labels()).await.is_ok() {
         let mut stream = stream::<PartialObjectMeta<Namespace>>(source, &config, notices);
+        let mut all = HashSet::new();
         loop {
             let event = tokio::select! {
                 event = stream.next() => event,
-                _ = policies.wait_for(|set| !set.wants_namespace_labels()) => break,
+                () = async { drop(policies.wait_for(|set| !set.wants_namespace_labels()).await) } => {
+                    // What is not watched any more is not known any more.
+                    if changes.send(Change::Namespaces(HashSet::new())).await.is_err() {
+                        return;
+                    }
+                    break;
+                }
             };
             let change = match event {
+                Some(Ok(watcher::Event::Init)) => {
+                    all.clear();
+                    continue;
+                }
                 Some(Ok(watcher::Event::Apply(found) | watcher::Event::InitApply(found))) => {
+                    all.insert(found.name_any());
                     Change::Namespace(found.name_any(), Some(found.labels().clone()))
                 }
                 Some(Ok(watcher::Event::Delete(found))) => Change::Namespace(found.name_any(), None),
-                Some(Ok(watcher::Event::Init | watcher::Event::InitDone)) => continue,
+                Some(Ok(watcher::Event::InitDone)) => Change::Namespaces(std::mem::take(&mut all)),
                 Some(Err(why)) => {
                     tell(notices, "namespaces", &why);
-                    break;
+                    Change::NamespacesSilent
                 }
-                None => break,
+                None => Change::NamespacesSilent,
             };
+            let over = matches!(change, Change::NamespacesSilent);
             if changes.send(change).await.is_err() {
                 return;
+            }
+            if over {
+                break;
             }
         }
         sleep(pauses.next().unwrap_or(SILENCE)).await;
@@ -302,37 +349,55 @@ fn info(DeserializeGuard(pod): DeserializeGuard<SlimPod>, notices: &Notices) -> 
     let controller = references.into_iter().find(|owner| owner.controller == Some(true));
     // A mirror pod is the kubelet's own account of a static one: its cgroup has the hash of the manifest for a uid.
     let mirrors = controller.as_ref().is_some_and(|owner| owner.kind == "Node");
-    let hash = annotation("kubernetes.io/config.mirror").filter(|_| mirrors);
-    let labels = metadata.labels.unwrap_or_default();
+    let is_hash =
+        |hash: &String| hash.len() == 32 && hash.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b));
+    let hash = annotation("kubernetes.io/config.mirror").filter(|hash| mirrors && is_hash(hash));
+    let mut labels = metadata.labels.unwrap_or_default();
     let created = metadata.creation_timestamp.map(|time| time.0.as_second());
-    let controller = controller.map(|owner| (owner.kind, owner.name));
+    let controller = controller.map(|owner| (cut(owner.kind), cut(owner.name)));
     let owners = owners(controller, &labels, created);
     let statuses =
         [status.container_statuses, status.init_container_statuses, status.ephemeral_container_statuses];
     let alone =
         spec.containers.len() == 1 && spec.init_containers.is_empty() && spec.ephemeral_containers.is_empty();
     let only = spec.containers.into_iter().next().filter(|_| alone);
+    // Before it is queued: the API server keeps objects of more than a megabyte.
+    let labels_cut = size_of_labels(&labels) > LABELS;
+    if labels_cut {
+        let detail =
+            format!("{} has more than {LABELS} bytes of labels", metadata.name.as_deref().unwrap_or_default());
+        notices.add("enrich", "labels_full", 1, format!("{detail}; every selector of labels selects it"));
+        labels.clear();
+    }
     PodInfo {
         pod: Pod {
             namespace: metadata.namespace.unwrap_or_default(),
             name: metadata.name.unwrap_or_default(),
             uid: metadata.uid.unwrap_or_default(),
-            ips: status.pod_ips.into_iter().map(|address| address.ip).collect(),
+            ips: status.pod_ips.into_iter().take(IPS).map(|address| cut(address.ip)).collect(),
             labels,
-            labels_cut: false,
+            labels_cut,
             owners,
             namespace_labels: None,
         },
         hash,
-        containers: statuses.into_iter().flatten().flat_map(ids_of).collect(),
-        only: only.map(|only| Described::new(&only.name, &only.image, "")),
+        containers: statuses.into_iter().flatten().flat_map(ids_of).take(IDS).collect(),
+        only: only.map(|only| Described::new(&only.name, &cut(only.image), "")),
         ended: matches!(status.phase.as_str(), "Succeeded" | "Failed"),
     }
 }
 
+/// Texts of which the API server does not limit the length; whoever may make a pod chooses them.
+fn cut(mut text: String) -> String {
+    let end = (0..=TEXT.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or_default();
+    text.truncate(end);
+    text
+}
+
 /// The container's present id and the one before, each with what it is called.
 fn ids_of(status: ContainerStatus) -> impl Iterator<Item = (String, Described)> {
-    let described = Described::new(&status.name, &status.image, &status.image_id);
+    let (image, image_id) = (cut(status.image), cut(status.image_id));
+    let described = Described::new(&status.name, &image, &image_id);
     let ended = [status.state.terminated, status.last_state.terminated].into_iter().flatten();
     let ids = ended.map(|ended| ended.container_id).chain([status.container_id]);
     ids.filter_map(move |id| {

@@ -2,8 +2,10 @@
 use std::{
     fs::{self, File},
     io::Read as _,
-    os::unix::{ffi::OsStringExt as _, fs::MetadataExt as _},
+    os::unix::ffi::OsStringExt as _,
 };
+
+use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 
 use crate::{
     event::{Args, Program},
@@ -41,14 +43,15 @@ pub(super) fn read(pid: u32) -> Option<Found> {
     // Kernel threads have no program, and a zombie's is gone.
     let link = format!("/proc/{pid}/exe");
     let mut file = None;
-    if let (Ok(found), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) {
+    // What the kernel has of it already: a file system of the process's own making may never answer.
+    let found = statx(CWD, &link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::NLINK);
+    if let (Ok(found), Ok(path)) = (found, fs::read_link(&link)) {
         let mut path = path.into_os_string().into_vec();
-        if found.nlink() == 0 && path.ends_with(b" (deleted)") {
+        if found.stx_nlink == 0 && path.ends_with(b" (deleted)") {
             path.truncate(path.len() - b" (deleted)".len());
         }
         program.executable = Some(path.into());
-        let (major, minor) = (rustix::fs::major(found.dev()), rustix::fs::minor(found.dev()));
-        file = Some((major << 20 | minor & 0xf_ffff, found.ino()));
+        file = Some((found.stx_dev_major << 20 | found.stx_dev_minor & 0xf_ffff, found.stx_ino));
         let mut args = Vec::new();
         let read = File::open(format!("/proc/{pid}/cmdline"))
             .and_then(|cmdline| cmdline.take(ARGS_LIMIT + 1).read_to_end(&mut args));

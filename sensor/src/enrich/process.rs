@@ -1,6 +1,12 @@
 //! Processes: what they run, who made them and in which container, from the kernel's reports of exec, fork and exit, and
 //! from /proc for those that were there before.
-use std::{collections::HashMap, fs::File, io, os::unix::fs::MetadataExt as _, sync::Arc};
+use std::{
+    collections::{HashMap, HashSet},
+    fs::File,
+    io,
+    os::unix::fs::MetadataExt as _,
+    sync::Arc,
+};
 
 use sha2::{Digest as _, Sha256};
 
@@ -18,9 +24,10 @@ use crate::{
 
 /// Most processes that are remembered.
 const LIMIT: usize = 16_384;
-/// From so many on, less is kept of the arguments of each new program.
+/// Most of them that one container may have.
+const SHARE: usize = LIMIT / 4;
+/// From so many on, less is kept of each new program: no working directory, and so much of its arguments.
 const CROWD: usize = LIMIT / 4;
-/// What is kept of them then, in bytes.
 const CROWD_ARGS: usize = 512;
 
 /// Most sums that are remembered.
@@ -69,6 +76,10 @@ pub(super) struct Opener {
 /// All processes that are known.
 pub(super) struct Processes {
     known: HashMap<Key, Process>,
+    /// How many are remembered of each container, by its id.
+    shares: HashMap<String, usize>,
+    /// Those that were not in /proc at the last sweep.
+    ended: HashSet<Key>,
     /// Sums of programs, by what changes when they do.
     sums: HashMap<Stamp, Option<String>>,
     notices: Notices,
@@ -79,14 +90,21 @@ type Stamp = (u64, u64, u64, i64, i64);
 
 impl Processes {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { known: HashMap::new(), sums: HashMap::new(), notices }
+        Self {
+            known: HashMap::new(),
+            shares: HashMap::new(),
+            ended: HashSet::new(),
+            sums: HashMap::new(),
+            notices,
+        }
     }
 
     /// Remembers what /proc tells of those that are there. What turns up later without a report of the kernel's is not
     /// trusted: a process can make /proc tell another program (PR_SET_MM_EXE_FILE of prctl(2)).
-    pub(super) fn seed(&mut self) {
+    pub(super) fn seed(&mut self, home_of: impl Fn(u32) -> Option<Arc<Home>>) {
         for pid in proc::pids().take(LIMIT) {
-            if let Some(process) = self.read(pid, true) {
+            if let Some(mut process) = self.read(pid, true) {
+                process.home = home_of(pid);
                 self.remember(process);
             }
         }
@@ -94,7 +112,11 @@ impl Processes {
 
     /// A process made another, which runs the same program in the same container.
     pub(super) fn forked(&mut self, fork: &Fork, home: Option<Arc<Home>>) {
-        let Some(parent) = self.find(fork.parent) else { return };
+        let Some(mut parent) = self.find(fork.parent) else { return };
+        if parent.own.is_another(Some(fork.program)) {
+            parent.own = Running::unknown(fork.parent, Some(fork.program));
+            self.remember(parent.clone());
+        }
         let program =
             Program { pid: fork.child.pid, start_ns: fork.child.start_ns, ..(*parent.own.program).clone() };
         let own = Running { program: Arc::new(program), ..parent.own.clone() };
@@ -114,7 +136,7 @@ impl Processes {
             executable: exec.path.clone(),
             args: exec.args.cut(room),
             args_cut: exec.args_cut || exec.args.len() > room,
-            cwd: exec.cwd.clone(),
+            cwd: exec.cwd.clone().filter(|_| room == usize::MAX),
             ..Program::default()
         };
         let script = exec
@@ -135,14 +157,27 @@ impl Processes {
 
     /// A process has ended.
     pub(super) fn exited(&mut self, process: Identity) {
-        self.known.remove(&key(process));
+        self.forget(key(process));
+    }
+
+    fn forget(&mut self, key: Key) {
+        let Some(home) = self.known.remove(&key).and_then(|process| process.home) else { return };
+        if let Some(count) = self.shares.get_mut(&home.container.id) {
+            *count -= 1;
+            if *count == 0 {
+                self.shares.remove(&home.container.id);
+            }
+        }
     }
 
     /// The container that a process was in before, which is now in `home`: `home` itself, unless it has moved.
     pub(super) fn placed(&mut self, process: Identity, home: Option<&Arc<Home>>) -> Option<Arc<Home>> {
         let process = self.known.get_mut(&key(process))?;
-        if process.home.is_none() {
-            process.home = home.cloned();
+        if process.home.is_none()
+            && let Some(home) = home
+        {
+            process.home = Some(home.clone());
+            *self.shares.entry(home.container.id.clone()).or_default() += 1;
         }
         process.home.clone()
     }
@@ -152,17 +187,8 @@ impl Processes {
         let identity = Identity { pid: event.pid, start_ns: event.start_ns };
         let mut process = self.find(identity)?;
         let mut changed = false;
-        if process.own.is_another(event) {
-            // The report of an exec was lost: what it runs now is nobody's to trust.
-            let program = proc::read(event.pid).map(|found| found.program).unwrap_or_default();
-            let program = Program { pid: event.pid, start_ns: event.start_ns, ..program };
-            process.own = Running {
-                program: Arc::new(program),
-                file: event.program,
-                by_stat: false,
-                script: None,
-                judged: true,
-            };
+        if process.own.is_another(event.program) {
+            process.own = Running::unknown(identity, event.program);
             changed = true;
         } else {
             changed |= process.judge(policies);
@@ -247,18 +273,35 @@ impl Processes {
 
     fn remember(&mut self, process: Process) {
         let key = process.key();
-        if self.known.len() >= LIMIT && !self.known.contains_key(&key) {
-            // Whoever forks without end shall not make the others unknown.
-            let detail = format!("{LIMIT} processes are remembered; new ones are looked up in /proc");
+        self.forget(key);
+        let own = process.home.as_ref().map(|home| &home.container.id);
+        let of_own = own.and_then(|own| self.shares.get(own)).copied().unwrap_or_default();
+        // Whoever forks without end shall not make the others unknown.
+        if self.known.len() >= LIMIT || of_own >= SHARE {
+            let whose = own.map_or("the host", |own| own);
+            let detail = format!("a process of {whose} is not remembered, but looked up in /proc");
             self.notices.add("enrich", "processes_full", 1, detail);
             return;
+        }
+        if let Some(own) = own {
+            *self.shares.entry(own.clone()).or_default() += 1;
         }
         self.known.insert(key, process);
     }
 
-    /// Forgets processes that have ended without a report: the kernel could not hand it over.
+    /// Forgets processes that have ended without a report, since the kernel could not hand it over; those that the last
+    /// sweep has missed, too, so that events which are on their way still find theirs.
     pub(super) fn sweep(&mut self) {
-        self.known.retain(|(pid, ticks), _| proc::is_alive(Identity { pid: *pid, start_ns: ticks * TICK_NS }));
+        let alive = |(pid, ticks): &Key| proc::is_alive(Identity { pid: *pid, start_ns: ticks * TICK_NS });
+        let ended: HashSet<Key> = self.known.keys().filter(|key| !alive(key)).copied().collect();
+        let over: Vec<Key> = ended.intersection(&self.ended).copied().collect();
+        over.into_iter().for_each(|key| self.forget(key));
+        self.ended = ended;
+    }
+
+    /// Whether a process is remembered.
+    pub(super) fn knows(&self, process: Identity) -> bool {
+        self.known.contains_key(&key(process))
     }
 
     /// How many are remembered.
@@ -268,9 +311,20 @@ impl Processes {
 }
 
 impl Running {
+    /// What a process runs of which the report was lost: what /proc tells, if it is that very file, and nobody's to trust.
+    fn unknown(process: Identity, file: Option<(u32, u64)>) -> Self {
+        let same = |found: &proc::Found| {
+            found.program.start_ns / TICK_NS == process.start_ns / TICK_NS
+                && found.file.map(|(_, inode)| inode) == file.map(|(_, inode)| inode)
+        };
+        let program = proc::read(process.pid).filter(same).map(|found| found.program).unwrap_or_default();
+        let program = Program { pid: process.pid, start_ns: process.start_ns, ..program };
+        Self { program: Arc::new(program), file, by_stat: false, script: None, judged: true }
+    }
+
     /// Whether the process runs another program by now, of which the report was lost.
-    fn is_another(&self, event: &Event) -> bool {
-        let (Some(known), Some(now)) = (self.file, event.program) else { return false };
+    fn is_another(&self, now: Option<(u32, u64)>) -> bool {
+        let (Some(known), Some(now)) = (self.file, now) else { return false };
         known.1 != now.1 || known.0 != now.0 && !self.by_stat
     }
 
@@ -359,8 +413,9 @@ mod tests {
         }
     }
 
+    /// The maker runs what [`exec`] has told.
     fn fork(parent: Identity, child: Identity) -> Fork {
-        Fork { parent, cgroup_id: 1, child }
+        Fork { parent, cgroup_id: 1, program: (0, 1), child }
     }
 
     fn executable(running: &Running) -> &Name {
@@ -437,6 +492,8 @@ mod tests {
         assert_eq!(processes.len(), LIMIT);
         let kept = |n| processes.known.get(&key(identity(n))).map(|process| process.own.program.args.len());
         assert_eq!((kept(1), kept(LIMIT as u32), kept(LIMIT as u32 + 1)), (Some(4096), Some(CROWD_ARGS), None));
+        processes.sweep();
+        assert_eq!(processes.len(), LIMIT, "their events may be on their way");
         processes.sweep();
         assert_eq!(processes.len(), 0);
     }

@@ -8,6 +8,9 @@ use super::container::Home;
 use crate::{event::Place, policy::PolicySet};
 
 /// The decision for all cgroups that are in containers. Any other may be in one: of those every policy speaks.
+///
+/// Who uses it must hold `policies` against the set in force, and must not apply it to processes that have moved
+/// themselves: those are judged by where they were, too.
 #[derive(Clone, Debug, Default)]
 pub struct Targets {
     /// The policies that were asked.

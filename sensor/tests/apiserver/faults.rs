@@ -4,7 +4,7 @@ use std::{
     io::{BufRead as _, BufReader, Write as _},
     net::{TcpListener, TcpStream},
     path::PathBuf,
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     thread,
     time::{Duration, Instant},
 };
@@ -17,7 +17,8 @@ use super::{
     watching,
 };
 
-const UID: &str = "3b3bb1fa-5a12-4f0e-9d6f-4e6f6e2f8a11";
+/// The pod's uid; another each time, since its cgroups are the machine's.
+static UID: LazyLock<String> = LazyLock::new(|| uuid::Uuid::new_v4().to_string());
 
 /// What to answer to one request.
 enum Answer {
@@ -106,7 +107,7 @@ fn answer(to: &mut TcpStream, answer: Option<Answer>) -> std::io::Result<bool> {
 fn pod() -> Value {
     json!({
         "apiVersion": "v1", "kind": "Pod",
-        "metadata": {"name": "web", "namespace": "shop", "uid": UID, "resourceVersion": "7", "labels": {"app": "web"}},
+        "metadata": {"name": "web", "namespace": "shop", "uid": *UID, "resourceVersion": "7", "labels": {"app": "web"}},
         "spec": {"containers": [{"name": "main", "image": "web:1"}]},
         "status": {"phase": "Running"},
     })
@@ -142,7 +143,7 @@ fn named(script: Vec<Answer>) -> Vec<(Instant, String)> {
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().canonicalize().unwrap();
     let pipeline = Pipeline::start(&asking(server.kubeconfig()), "n1", policies_of(&watching(&place)), &place);
-    let cgroup = Cgroup::make(&format!("/kubepods/pod{UID}/{}", container_id()));
+    let cgroup = Cgroup::make(&format!("/kubepods/pod{}/{}", *UID, container_id()));
     let marker = place.join("m");
     fs::write(&marker, "").unwrap();
     wait_until("the pod's name", || {

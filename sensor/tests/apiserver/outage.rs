@@ -100,8 +100,9 @@ fn what_is_known_stays_through_an_outage_and_what_is_new_is_known_soon_after() {
             away(),
             pipeline.metrics.pods.get()
         );
-        // Its back-off ends at 30 s.
-        assert!(recovery < Duration::from_secs(45) && grown < 32 << 10);
+        // Its back-off ends at 30 s, of which a part is chance.
+        // After the first, nobody waits for a server that is known to be away.
+        assert!(recovery < Duration::from_secs(60) && grown < 32 << 10 && most < 2500, "{most} ms");
         cluster.delete_pod("default", "new");
     }
     let notices = pipeline.notices.take();

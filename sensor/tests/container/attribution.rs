@@ -61,7 +61,7 @@ fn each_of_300_short_containers_has_its_own_open_and_no_other() {
     }
     println!("{} opens, each of its own container; all else known of {complete}", seen.len());
     assert_eq!(complete, CONTAINERS);
-    pipeline.finish();
+    assert_eq!(pipeline.finish().len(), CONTAINERS, "more opens than markers");
 }
 
 /// Waits for one open of each marker, and for no more.
