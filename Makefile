@@ -56,9 +56,10 @@ test-guests:
 	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
 	done
 
-e2e: ## the README's journey with the release binary: make run, cat, one alert
-	e2e/setup.sh build e2e
+e2e: ## the README's journey with the release binary, and its alerts through Kafka and rsyslog into a real OpenSearch
+	e2e/setup.sh build e2e kafka opensearch siem
 	e2e/first-light.sh
+	e2e/siem.sh
 
 bench: ## what one event costs the matcher, by the number of patterns
 	e2e/setup.sh build

@@ -8,11 +8,13 @@
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
 #   cluster etcd and kube-apiserver, built with Go; openssl for their certificates
 #   containers  containerd, ctr and runc
+#   opensearch  a JDK, Maven, OpenSearch's jars
+#   siem    rsyslog and its modules, unpacked and never installed: no daemon of this machine changes
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 cache=${PATHWATCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pathwatch}
-bpf_linker=0.13.0 llvm=22 cargo_deny=0.20.2 kafka=4.3.1
+bpf_linker=0.13.0 llvm=22 cargo_deny=0.20.2 kafka=4.3.1 opensearch=2.19.1.0 rsyslog=8.2302.0
 mkdir -p "$cache/bin"
 export PATH=$cache/bin:$PATH
 exec >&2
@@ -132,8 +134,33 @@ step_cluster() {
 
 step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
 
-[ $# -gt 0 ] || { sed -n '2,10s/^# \{0,1\}//p' "$0"; exit 64; }
+step_opensearch() {
+  packages java=openjdk-17-jre-headless mvn=maven
+  local libs=$cache/opensearch-$opensearch
+  [ -e "$libs/.complete" ] && return
+  say "fetching OpenSearch $opensearch (53 MB)"
+  mvn -q -B -f "$here/opensearch/pom.xml" "-Dopensearch.runner=$opensearch" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$libs"
+  touch "$libs/.complete"
+}
+
+step_siem() {
+  local libs name; libs=/usr/lib/$(uname -m)-linux-gnu
+  packages python3=python3-minimal kcat=kcat "$libs/libestr.so.0=libestr0" "$libs/libfastjson.so.4=libfastjson4" \
+    "$libs/librdkafka.so.1=librdkafka1" "$libs/libcurl.so.4=libcurl4"
+  [ -e "$cache/rsyslog-$rsyslog/.complete" ] && return
+  say "fetching rsyslog $rsyslog"
+  # Installed, it would start as this machine's own log daemon; unpacked, it is a program.
+  local work=$cache/rsyslog-$rsyslog; rm -rf "$work"; mkdir -p "$work"
+  "$here/apt-root.sh" "$cache/apt" update
+  for name in rsyslog rsyslog-kafka rsyslog-elasticsearch; do
+    (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "$name=$rsyslog-*" && dpkg -x "${name}_"*.deb . && rm "${name}_"*.deb)
+  done
+  mv "$work"/usr/lib/*/rsyslog "$work/modules"
+  touch "$work/.complete"
+}
+
+[ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers opensearch siem"
   "step_$step"
 done
