@@ -60,7 +60,7 @@ OCSF_CLASSES = {
 PROCESS_OCSF = """auid cmd_line container created_time egid euid file:program group name namespace_pid path pid tid uid
     user working_directory"""
 OCSF_OBJECTS = {
-    "agent": "name type type_id uid version vendor_name",
+    "agent": "name type type_id uid uid_alt version vendor_name",
     "analytic": "category desc name type type_id uid version",
     "attack": "sub_technique tactic technique version",
     "container": "hash image labels name orchestrator pod_uuid runtime tags uid",

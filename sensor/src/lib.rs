@@ -23,7 +23,7 @@ use hierarchy::Hierarchy;
 use metrics::Metrics;
 use notice::Notices;
 use policy::{Alert, Directory, Loaded, PolicySet};
-use ship::{Encoder, Identity, Node, Stdout};
+use ship::{Encoder, Format, Identity, Node, Redaction, Stdout};
 use tokio::{
     runtime::Handle,
     sync::{mpsc, watch},
@@ -66,7 +66,7 @@ pub async fn run(
     tasks.spawn(policy::reload(directory, sets, metrics.clone(), notices.clone(), stop.clone()));
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
-    finish(tasks, stop, common).await
+    finish(tasks, Some(stop), common).await
 }
 
 /// Recorded events through the matcher to standard output, the same for the same input anywhere.
@@ -85,12 +85,35 @@ pub async fn replay(
     common.metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
     let alerts = start_matcher(enriched, policies, &common, &mut tasks);
-    let stdout = Stdout::replay(Encoder::new(Identity::replay(), node), common.metrics.clone());
+    let encoder = Encoder::new(Identity::replay(), node, Format::Ecs, &Redaction::On);
+    let stdout = Stdout::replay(encoder, common.metrics.clone());
 
     tasks.spawn_blocking(move || replay.run());
     tasks.spawn_blocking(move || stdout.run(alerts));
-    // Nothing stops a replay but the end of its input.
-    finish(tasks, CancellationToken::new(), common).await
+    finish(tasks, None, common).await
+}
+
+/// The same to the configured sink, by way of the spool: what a SIEM makes of it can be seen without a kernel.
+///
+/// # Errors
+/// When the recording cannot be read to its end, or a stage cannot start.
+pub async fn replay_to_sink(
+    input: impl Read + Send + 'static,
+    name: &str,
+    config: Config,
+    policies: Arc<PolicySet>,
+) -> anyhow::Result<()> {
+    let (mut tasks, common) = (JoinSet::new(), Common::default());
+    let Common { metrics, notices, give_up } = common.clone();
+    let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
+
+    let (replay, enriched) = Replay::new(input, name, metrics.clone());
+    metrics.policies.set(policies.policies.len() as u64);
+    let (_sets, policies) = watch::channel(policies);
+    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
+    ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
+    tasks.spawn_blocking(move || replay.run());
+    finish(tasks, None, common).await
 }
 
 /// Every open, enriched, to `show`, until `stop` or until `show` fails.
@@ -111,7 +134,7 @@ pub async fn trace(
         }
         Ok(())
     });
-    finish(tasks, stop, common).await
+    finish(tasks, Some(stop), common).await
 }
 
 /// The first two stages: real opens, and who made them.
@@ -153,7 +176,12 @@ fn start_matcher(
             let decision = matcher::decide(&Arc::new(event), &set);
             for policy in decision.namespace_unknown {
                 metrics.namespace_unknown.add(1);
-                notices.add("matcher", "namespace_unknown", 1, format!("{} could not decide", policy.full_name()));
+                notices.lost(
+                    "matcher",
+                    "namespace_unknown",
+                    1,
+                    format!("{} could not decide", policy.full_name()),
+                );
             }
             let fired = if decision.alerts.is_empty() { &metrics.unmatched } else { &metrics.matched };
             fired.add(1);
@@ -170,22 +198,27 @@ fn start_matcher(
     receiver
 }
 
-/// Waits for all stages. They end in turn once the first has: each hands on what it has and drops its sender.
+/// Waits for all stages. They end in turn once the first has: each hands on what it has and drops its sender. Without
+/// `stop`, nothing ends them but the end of their input, or a failure.
 async fn finish(
     mut tasks: JoinSet<anyhow::Result<()>>,
-    stop: CancellationToken,
+    stop: Option<CancellationToken>,
     common: Common,
 ) -> anyhow::Result<()> {
     let log = tokio::spawn(common.notices.clone().log());
+    let lasting = stop.is_some();
+    let stop = stop.unwrap_or_default();
     let mut outcome = Ok(());
     loop {
         tokio::select! {
             ended = tasks.join_next() => {
                 let Some(ended) = ended else { break };
                 let ended = ended.unwrap_or_else(|why| Err(anyhow::Error::from(why).context("a stage died; please report this")));
+                // A stage that ends before it should stops the others.
+                if lasting || ended.is_err() {
+                    stop.cancel();
+                }
                 outcome = outcome.and(ended);
-                // A stage that ends, for whatever reason, stops the others.
-                stop.cancel();
             }
             () = grace(&stop, 1), if !common.give_up.is_cancelled() => common.give_up.cancel(),
             () = grace(&stop, 2) => {

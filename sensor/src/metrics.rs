@@ -1,5 +1,5 @@
 //! Counters of every stage, all from zero. Together they account for every event:
-//! `captured = unmatched + matched` and `fired = shipped + lost`, once the pipeline has drained.
+//! `captured = unmatched + matched` and `fired = shipped + suppressed + limited + lost`, once the pipeline has drained.
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
@@ -119,8 +119,16 @@ pub struct Metrics {
     pub fired: Counter,
     /// Alerts that the sink has acknowledged.
     pub shipped: Counter,
+    /// Alerts that repeat another and were counted instead of sent.
+    pub suppressed: Counter,
+    /// Alerts beyond a limit, counted instead of sent.
+    pub limited: Counter,
     /// Alerts given up, whatever the reason.
     pub alerts_lost: Counter,
+    /// 1 while the sink does not acknowledge.
+    pub sink_degraded: Gauge,
+    /// When the sensor's certificate for Kafka expires, in seconds since 1970; zero without one.
+    pub certificate_expires: Gauge,
 }
 
 impl Metrics {
@@ -166,6 +174,10 @@ impl Metrics {
             matched = self.matched.get(),
             fired = self.fired.get(),
             shipped = self.shipped.get(),
+            suppressed = self.suppressed.get(),
+            limited = self.limited.get(),
+            sink_degraded = self.sink_degraded.get(),
+            certificate_expires = self.certificate_expires.get(),
             alerts_lost = self.alerts_lost.get(),
             "totals"
         );

@@ -12,38 +12,71 @@ pub struct Notice {
     pub stage: &'static str,
     /// Why, in one fixed word.
     pub reason: &'static str,
+    /// Something is gone, and not only in danger.
+    pub lost: bool,
     /// How often, or how many records.
     pub count: u64,
     /// The latest instance, for a person.
     pub detail: String,
 }
 
-/// The place where stages leave notices, coalesced by stage and reason.
+/// Who reads notices.
+#[derive(Clone, Copy)]
+enum Reader {
+    Log,
+    Ship,
+}
+
+type Coalesced = BTreeMap<(&'static str, &'static str), Notice>;
+
+/// The place where stages leave notices, coalesced by stage and reason: once for the log and once for the records.
 ///
 /// Both are fixed words of this program, so it is bounded by construction, never blocks and never drops one:
 /// the design had a bounded channel here, which would have to do one of the two.
 #[derive(Clone, Default)]
-pub struct Notices(Arc<Mutex<BTreeMap<(&'static str, &'static str), Notice>>>);
+pub struct Notices(Arc<Mutex<[Coalesced; 2]>>);
 
 impl Notices {
     /// Adds `count` to the notices of this stage and reason.
     pub fn add(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
-        let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let notice = notices.entry((stage, reason)).or_insert_with(|| Notice {
-            stage,
-            reason,
-            count: 0,
-            detail: String::new(),
-        });
-        notice.count += count;
-        notice.detail = detail.into();
+        self.tell(Notice { stage, reason, lost: false, count, detail: detail.into() });
     }
 
-    /// Takes all notices, sorted by stage and reason.
+    /// The same of something that is lost; of how much, if that is known, and zero otherwise.
+    pub fn lost(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
+        self.tell(Notice { stage, reason, lost: true, count, detail: detail.into() });
+    }
+
+    fn tell(&self, notice: Notice) {
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        for notices in readers.iter_mut() {
+            let known = notices.entry((notice.stage, notice.reason));
+            let known = known.or_insert_with(|| Notice { count: 0, ..notice.clone() });
+            known.count += notice.count;
+            known.detail.clone_from(&notice.detail);
+        }
+    }
+
+    /// Takes all notices for the log, sorted by stage and reason.
     #[must_use]
     pub fn take(&self) -> Vec<Notice> {
-        let mut notices = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::take(&mut *notices).into_values().collect()
+        self.take_for(Reader::Log)
+    }
+
+    /// Takes all notices for the records.
+    #[must_use]
+    pub fn take_to_ship(&self) -> Vec<Notice> {
+        self.take_for(Reader::Ship)
+    }
+
+    fn take_for(&self, reader: Reader) -> Vec<Notice> {
+        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [log, ship] = &mut *readers;
+        let notices = match reader {
+            Reader::Log => log,
+            Reader::Ship => ship,
+        };
+        std::mem::take(notices).into_values().collect()
     }
 
     /// Logs notices, at most once a second per stage and reason, until it is dropped.
@@ -57,7 +90,7 @@ impl Notices {
 
     /// Logs what there is now.
     pub fn log_once(&self) {
-        for Notice { stage, reason, count, detail } in self.take() {
+        for Notice { stage, reason, count, detail, .. } in self.take() {
             tracing::warn!(stage, reason, count, "{detail}");
         }
     }
@@ -70,12 +103,13 @@ mod tests {
     #[test]
     fn notices_of_one_kind_become_one_with_their_sum() {
         let notices = Notices::default();
-        notices.add("capture", "ring_full", 2, "first");
-        notices.add("capture", "ring_full", 3, "second");
+        notices.lost("capture", "ring_full", 2, "first");
+        notices.lost("capture", "ring_full", 3, "second");
         notices.add("ship", "degraded", 1, "other");
         let taken = notices.take();
         assert_eq!(taken.len(), 2);
-        assert_eq!((taken[0].count, taken[0].detail.as_str()), (5, "second"));
+        assert_eq!((taken[0].count, taken[0].detail.as_str(), taken[0].lost), (5, "second", true));
         assert!(notices.take().is_empty());
+        assert_eq!(notices.take_to_ship(), taken);
     }
 }

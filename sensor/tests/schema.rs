@@ -56,7 +56,7 @@ fn good_records_pass() {
         check(&record);
         count += 1;
     }
-    assert_eq!(count, 9);
+    assert_eq!(count, 14);
 }
 
 #[test]

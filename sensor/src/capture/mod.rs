@@ -250,7 +250,7 @@ impl Reader {
                 room.send(observation);
             } else {
                 self.metrics.undecodable.add(1);
-                self.notices.add("capture", "undecodable", 1, "a record of the kernel side could not be read");
+                self.notices.lost("capture", "undecodable", 1, "a record of the kernel side could not be read");
             }
         }
     }
@@ -262,7 +262,7 @@ impl Reader {
         if new > 0 {
             self.seen.skipped = skipped;
             self.metrics.skipped.add(new);
-            self.notices.add(
+            self.notices.lost(
                 "capture",
                 "recursion",
                 new,
@@ -280,10 +280,10 @@ impl Reader {
             if new > 0 && slot / LOSSES >= OPEN_HOOKS {
                 self.metrics.processes_lost.add(new);
                 let detail = format!("{new} records of processes and cgroups were lost; of those less is known");
-                self.notices.add("capture", "processes_lost", new, detail);
+                self.notices.lost("capture", "processes_lost", new, detail);
             } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);
-                self.notices.add("capture", reason, new, format!("{new} opens were not reported by the kernel"));
+                self.notices.lost("capture", reason, new, format!("{new} opens were not reported by the kernel"));
             }
         }
         for (slot, seen) in self.seen.numbered.iter_mut().enumerate() {

@@ -1,7 +1,9 @@
 //! The command line.
+mod audit;
 mod policy;
 mod replay;
 mod run;
+mod tail;
 mod trace;
 
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
@@ -37,6 +39,7 @@ Examples:
   sudo pathwatch trace '/etc/**'              every open below /etc as it happens
   sudo pathwatch trace --record opens.jsonl   record opens, to try policies on them
   pathwatch replay opens.jsonl                which alerts would they have raised?
+  pathwatch audit --config pathwatch.yaml     is the topic whole?
   pathwatch policy check my-policies          is anything wrong with them?
   pathwatch policy explain /etc/shadow        which of them would fire, and why not the others?"
 )]
@@ -54,6 +57,10 @@ enum Command {
     Trace(trace::Arguments),
     /// Run recorded opens through the policies and print the alerts
     Replay(replay::Arguments),
+    /// Prove that a topic is whole, or name what is missing
+    Audit(audit::Arguments),
+    /// Show the records of a topic as they come
+    Tail(tail::Arguments),
     /// Check, explain and tune policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -149,6 +156,8 @@ pub fn main() -> ExitCode {
         Command::Run(arguments) => run::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
+        Command::Audit(arguments) => audit::run(arguments),
+        Command::Tail(arguments) => tail::run(arguments),
         Command::Policy(command) => policy::run(command),
     };
     match outcome {

@@ -1,18 +1,18 @@
-//! Alerts in the Elastic Common Schema, which SIEMs read without a mapping.
-use std::{fmt::Write as _, sync::Arc};
+//! The Elastic Common Schema, which SIEMs read without a mapping.
+mod told;
 
 use base64::{Engine as _, prelude::BASE64_STANDARD};
 use jiff::Timestamp;
-use serde_json::{Map, Value, json, value::RawValue};
-use uuid::Uuid;
+use serde_json::{Map, Value, json};
 
 use super::{
-    identity::{Identity, Node, event_id},
+    encoder::{Encoder, Place, Said},
+    identity::event_id,
     opener,
-    record::Record,
+    text::text,
 };
 use crate::{
-    event::{Enriched, Name, Operation},
+    event::{Enriched, Event, Name, Operation, flags},
     policy::{Alert, Compiled},
 };
 
@@ -20,115 +20,134 @@ use crate::{
 const ECS_VERSION: &str = "9.4.0";
 /// Version of the fields below `pathwatch`.
 const SCHEMA_VERSION: u64 = 1;
+/// CloudEvents `dataschema`.
+pub(super) const SCHEMA: &str = "https://github.com/elastic/ecs/tree/v9.4.0";
 
-/// Turns alerts into records of one sender.
-#[derive(Clone)]
-pub struct Encoder {
-    identity: Identity,
-    node: Arc<Node>,
-}
-
-impl Encoder {
-    /// An encoder for alerts of `node`.
-    #[must_use]
-    pub fn new(identity: Identity, node: Node) -> Self {
-        Self { identity, node: Arc::new(node) }
-    }
-
-    pub(super) fn node_name(&self) -> &str {
-        &self.node.name
-    }
-
-    /// The alert as one ECS document. `created` is when the sensor made it.
-    #[must_use]
-    pub fn document(&self, alert: &Alert, sequence: u64, created: Timestamp) -> Value {
-        let (event, policy) = (&alert.event.event, &alert.policy.policy);
-        let id = self.alert_id(alert);
-        let mut raw = Map::new();
-        let mut document = json!({
-            "@timestamp": event.time.to_string(),
-            "ecs": {"version": ECS_VERSION},
-            "message": message(alert),
-            "data_stream": {"type": "logs", "dataset": "pathwatch.alert", "namespace": "default"},
-            "event": event_fields(alert, id, sequence, created),
-            "file": file(&alert.event, &mut raw),
-            "process": opener::process(self.identity.agent_id, &alert.event, &mut raw),
-            "user": {"id": event.ids.uid.to_string()},
-            "host": {"name": self.node.name, "hostname": self.node.name, "boot": {"id": event.boot_id}},
-            "observer": {"vendor": "Pathwatch", "product": "Pathwatch", "type": "sensor", "version": env!("CARGO_PKG_VERSION")},
-            "agent": {
-                "id": self.identity.agent_id, "ephemeral_id": self.identity.epoch, "type": "pathwatch",
-                "name": self.node.name, "version": env!("CARGO_PKG_VERSION"),
-            },
-            "rule": {
-                "id": policy.metadata.name, "name": policy.metadata.name, "ruleset": "pathwatch", "category": "file",
-                "description": policy.spec.description,
-            },
-            "threat": threat(&alert.policy),
-            "tags": policy.spec.tags,
-            "related": {"user": [event.ids.uid.to_string()], "hosts": [self.node.name]},
-            "container": alert.event.container.as_deref().map(opener::container),
-            "orchestrator": opener::orchestrator(&self.node, &alert.event),
-            "kubernetes": alert.event.pod.as_deref().map(|pod| opener::kubernetes(&self.node, alert.event.container.as_deref(), pod)),
-            "pathwatch": self.own(alert),
-        });
-        if !raw.is_empty()
-            && let Some(own) = document.get_mut("pathwatch").and_then(Value::as_object_mut)
-        {
-            own.insert("raw".to_owned(), raw.into());
-        }
-        prune(&mut document);
-        document
-    }
-
-    /// The alert as a record for the spool.
-    pub(super) fn record(&self, alert: &Alert, sequence: u64, created: Timestamp) -> serde_json::Result<Record> {
-        let cluster = self.node.cluster.as_deref().unwrap_or("-");
-        Ok(Record {
-            specversion: "1.0".to_owned(),
-            id: self.alert_id(alert),
-            source: format!("/clusters/{cluster}/nodes/{}", self.node.name),
-            kind: "dev.pathwatch.alert.v1".to_owned(),
-            time: alert.event.event.time,
-            policy: alert.policy.name().to_owned(),
-            pod: alert.event.container.as_ref().and_then(|c| c.pod_uid.clone()),
-            data: RawValue::from_string(serde_json::to_string(&self.document(alert, sequence, created))?)?,
-        })
-    }
-
-    fn alert_id(&self, alert: &Alert) -> Uuid {
-        event_id(self.identity.agent_id, &alert.event.event, Some(alert.policy.name()))
-    }
-
-    fn own(&self, alert: &Alert) -> Value {
-        let event = &alert.event.event;
-        let mut fields = json!({
-            "schema_version": SCHEMA_VERSION,
-            "open_id": event_id(self.identity.agent_id, event, None),
-            "severity": alert.policy.policy.spec.severity,
-            "matched_by": alert.view,
-            "pattern": alert.pattern,
-            "policy": {
-                "name": alert.policy.name(), "namespace": alert.policy.policy.metadata.namespace,
-                "source": alert.policy.source, "version": alert.policy.version, "overridden": alert.policy.overridden,
-            },
-            "operation": event.operations(),
-            "open_flags": format!("{:#o}", event.flags),
-            "capture_mode": event.mode,
-            "path": {
-                "status": event.status,
-                "requested": event.requested.as_ref().map(text),
-                "home": event.home.as_ref().map(text),
-            },
-        });
-        if let Value::Object(fields) = &mut fields {
-            fields.extend(opener::own(&alert.event));
-        }
-        fields
+/// What is said as one ECS document.
+pub(super) fn document(encoder: &Encoder, said: &Said<'_>, place: Place) -> Value {
+    match said {
+        Said::Alert(alert) => alert_document(encoder, alert, place),
+        Said::Summary(folded) => told::summary(encoder, folded, place),
+        Said::Loss(loss) => told::loss(encoder, loss, place),
+        Said::Health(notice) => told::health(encoder, notice, place),
+        Said::Heartbeat(beat) => told::heartbeat(encoder, beat, place),
     }
 }
 
-fn event_fields(alert: &Alert, id: Uuid, sequence: u64, created: Timestamp) -> Value {
+/// What every document has: when, who says it, which record it is.
+fn base(encoder: &Encoder, place: Place, time: Timestamp, kind: &str, dataset: &str) -> Value {
+    let (identity, node) = (encoder.identity, &encoder.node);
+    let dataset = format!("pathwatch.{dataset}");
+    json!({
+        "@timestamp": time.to_string(),
+        "ecs": {"version": ECS_VERSION},
+        "data_stream": {"type": "logs", "dataset": dataset, "namespace": "default"},
+        "event": {
+            "kind": kind, "module": "pathwatch", "dataset": dataset, "id": place.id, "sequence": place.sequence,
+            "created": place.created.to_string(),
+        },
+        "host": {"name": node.name, "hostname": node.name},
+        "observer": {"vendor": "Pathwatch", "product": "Pathwatch", "type": "sensor", "version": env!("CARGO_PKG_VERSION")},
+        "agent": {
+            "id": identity.agent_id, "ephemeral_id": identity.epoch, "type": "pathwatch", "name": node.name,
+            "version": env!("CARGO_PKG_VERSION"),
+        },
+        "orchestrator": {
+            "type": node.cluster.as_ref().map(|_| "kubernetes"),
+            "cluster": {"name": node.cluster},
+        },
+    })
+}
+
+fn alert_document(encoder: &Encoder, alert: &Alert, place: Place) -> Value {
+    let (event, policy) = (&alert.event.event, &alert.policy.policy);
+    let mut own = own(encoder, alert);
+    let mut raw = Map::new();
+    let mut document = base(encoder, place, event.time, "alert", "alert");
+    let (container, pod) = (alert.event.container.as_deref(), alert.event.pod.as_deref());
+    let (process, redacted) = opener::process(encoder, &alert.event, &mut raw);
+    let more = json!({
+        "message": message(alert),
+        "event": event_fields(alert),
+        "file": file(&alert.event, &mut raw),
+        "process": process,
+        "user": {"id": event.ids.uid.to_string()},
+        "host": {"boot": {"id": event.boot_id}},
+        "rule": {
+            "id": policy.metadata.name, "name": policy.metadata.name, "version": alert.policy.version,
+            "ruleset": "pathwatch", "category": "file", "description": policy.spec.description,
+        },
+        "threat": threat(&alert.policy),
+        "tags": policy.spec.tags,
+        "related": {
+            "user": [event.ids.uid.to_string()], "hosts": [encoder.node.name], "ip": pod.map(|pod| &pod.ips),
+        },
+        "container": container.map(opener::container),
+        "orchestrator": opener::orchestrator(&encoder.node, container, pod),
+        "kubernetes": pod.map(|pod| opener::kubernetes(&encoder.node, container, pod)),
+    });
+    merge(&mut document, more);
+    own.insert("redacted".to_owned(), if redacted { true.into() } else { Value::Null });
+    own.insert("raw".to_owned(), raw.into());
+    if let Value::Object(fields) = &mut document {
+        fields.insert("pathwatch".to_owned(), own.into());
+    }
+    document
+}
+
+fn own(encoder: &Encoder, alert: &Alert) -> Map<String, Value> {
+    let event = &alert.event.event;
+    let fields = json!({
+        "schema_version": SCHEMA_VERSION,
+        "open_id": event_id(encoder.identity.agent_id, event, None),
+        "severity": alert.policy.policy.spec.severity,
+        "matched_by": alert.view,
+        "pattern": alert.pattern,
+        "policy": {
+            "name": alert.policy.name(), "namespace": alert.policy.policy.metadata.namespace,
+            "source": alert.policy.source, "version": alert.policy.version, "overridden": alert.policy.overridden,
+        },
+        "operation": event.operations(),
+        "open_flags": open_flags(event),
+        "capture_mode": event.mode,
+        "path": {
+            "status": event.status,
+            "requested": event.requested.as_ref().map(text),
+            "home": event.home.as_ref().map(text),
+        },
+    });
+    let Value::Object(mut fields) = fields else { return Map::new() };
+    fields.extend(opener::own(&alert.event));
+    fields
+}
+
+/// Names of the flags of open(2).
+fn open_flags(event: &Event) -> Vec<&'static str> {
+    let access = match event.flags & flags::O_ACCMODE {
+        0 => "O_RDONLY",
+        flags::O_WRONLY => "O_WRONLY",
+        _ => "O_RDWR",
+    };
+    let named = [
+        (libc::O_CREAT, "O_CREAT"),
+        (libc::O_EXCL, "O_EXCL"),
+        (libc::O_TRUNC, "O_TRUNC"),
+        (libc::O_APPEND, "O_APPEND"),
+        (libc::O_NONBLOCK, "O_NONBLOCK"),
+        (libc::O_DIRECTORY, "O_DIRECTORY"),
+        (libc::O_NOFOLLOW, "O_NOFOLLOW"),
+        (libc::O_CLOEXEC, "O_CLOEXEC"),
+        (libc::O_PATH, "O_PATH"),
+        (libc::O_DIRECT, "O_DIRECT"),
+        (libc::O_NOATIME, "O_NOATIME"),
+        (libc::O_SYNC & !libc::O_DSYNC, "O_SYNC"),
+    ];
+    let set = named.iter().filter(|(bit, _)| event.flags & bit.cast_unsigned() != 0).map(|(_, name)| *name);
+    let exec = (event.flags & flags::EXEC != 0).then_some("FMODE_EXEC");
+    [access].into_iter().chain(set).chain(exec).collect()
+}
+
+fn event_fields(alert: &Alert) -> Value {
     let event = &alert.event.event;
     let opened = event.result == 0;
     let operations = event.operations();
@@ -139,18 +158,12 @@ fn event_fields(alert: &Alert, id: Uuid, sequence: u64, created: Timestamp) -> V
         types.push("denied");
     }
     json!({
-        "kind": "alert",
         "category": category,
         "type": types,
         "action": if opened { "open" } else { "open-denied" },
         "outcome": if opened { "success" } else { "failure" },
-        "module": "pathwatch",
-        "dataset": "pathwatch.alert",
         "provider": event.mode,
         "severity": alert.policy.policy.spec.severity as u8,
-        "id": id,
-        "sequence": sequence,
-        "created": created.to_string(),
         "reason": (!opened).then(|| std::io::Error::from_raw_os_error(-event.result).to_string()),
     })
 }
@@ -215,24 +228,11 @@ fn threat(policy: &Compiled) -> Value {
 }
 
 /// One sentence for a person.
-fn message(alert: &Alert) -> String {
+pub(super) fn message(alert: &Alert) -> String {
     let event = &alert.event.event;
     let denied = if event.result == 0 { "" } else { "was denied to " };
     let path = event.best_path().map_or_else(|| "a file of unknown path".to_owned(), Name::to_string);
     format!("{}[{}] {denied}{} {path} ({})", event.comm, event.pid, event.deed(), alert.policy.name())
-}
-
-/// Text of bytes for a field: the characters as they are, bytes that are no characters as `\xNN`.
-pub(super) fn text(name: &Name) -> String {
-    let mut text = String::new();
-    for part in name.as_bytes().utf8_chunks() {
-        text.push_str(part.valid());
-        for byte in part.invalid() {
-            // Writing to a String cannot fail.
-            if write!(text, "\\x{byte:02x}").is_err() {}
-        }
-    }
-    text
 }
 
 /// The text of `name`; if that does not tell the bytes, they go to `raw` in base64, nested as the field is.
@@ -248,24 +248,13 @@ pub(super) fn kept(field: &str, name: &Name, raw: &mut Map<String, Value>) -> St
     text(name)
 }
 
-/// Adds the fields of `more`, object by object.
+/// Adds the fields of `more`, object by object; nulls change nothing.
 fn merge(into: &mut Value, more: Value) {
     match (into, more) {
         (Value::Object(into), Value::Object(more)) => {
             more.into_iter().for_each(|(key, value)| merge(into.entry(key).or_insert(Value::Null), value));
         }
+        (_, Value::Null) => {}
         (into, more) => *into = more,
-    }
-}
-
-/// Takes out nulls, and objects and lists in which nothing is left.
-fn prune(value: &mut Value) {
-    if let Value::Object(fields) = value {
-        fields.retain(|_, value| {
-            prune(value);
-            !(value.is_null()
-                || value.as_object().is_some_and(Map::is_empty)
-                || value.as_array().is_some_and(Vec::is_empty))
-        });
     }
 }

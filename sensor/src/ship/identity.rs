@@ -2,6 +2,7 @@
 use std::{fs, io::Write as _, path::Path};
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use sha2::{Digest as _, Sha256};
 use uuid::{Builder, Uuid};
 
@@ -83,11 +84,25 @@ pub(super) fn event_id(agent: Uuid, event: &Event, policy: Option<&str>) -> Uuid
     hash.update(event.time.as_nanosecond().to_le_bytes());
     hash.update([u8::from(policy.is_some())]);
     hash.update(policy.unwrap_or_default().as_bytes());
+    uuid_of(event.time, hash)
+}
+
+/// Id of a record that is no alert: the same for the same number of the same sender.
+pub(super) fn record_id(agent: Uuid, epoch: Uuid, sequence: u64, time: Timestamp) -> Uuid {
+    let mut hash = Sha256::new();
+    hash.update(agent.as_bytes());
+    hash.update(epoch.as_bytes());
+    hash.update(sequence.to_le_bytes());
+    uuid_of(time, hash)
+}
+
+/// A UUID of version 7 with the time, and a hash in place of what is random.
+fn uuid_of(time: Timestamp, hash: Sha256) -> Uuid {
     let mut random = [0; 10];
     for (to, from) in random.iter_mut().zip(hash.finalize()) {
         *to = from;
     }
-    let milliseconds = u64::try_from(event.time.as_millisecond()).unwrap_or(0);
+    let milliseconds = u64::try_from(time.as_millisecond()).unwrap_or(0);
     Builder::from_unix_timestamp_millis(milliseconds, &random).into_uuid()
 }
 

@@ -13,10 +13,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use super::{
-    ecs::Encoder,
+    encoder::{Encoder, RECORD_LIMIT},
     pretty,
     record::Record,
-    sender::{Handed, Settled},
+    sender::{Fault, Handed, Settled},
 };
 use crate::{metrics::Metrics, notice::Notices, policy::Alert};
 
@@ -186,8 +186,8 @@ impl File {
             self.broken = synced.err().map(|why| why.to_string());
             self.synced = if self.broken.is_none() { self.size } else { self.synced };
         }
-        let settled = if self.broken.is_some() { Settled::Failed } else { Settled::Delivered };
-        written.into_iter().map(settled).collect()
+        let fault = self.broken.as_ref().map(|_| Fault::Later);
+        written.into_iter().map(|number| Settled { number, generation: 0, fault }).collect()
     }
 
     /// Begins anew after a failure.
@@ -221,7 +221,7 @@ fn append_to(config: &FileConfig) -> io::Result<(BufWriter<fs::File>, u64)> {
     }
     let mut file = fs::File::options().read(true).append(true).create(true).open(&config.path)?;
     let size = file.metadata()?.len();
-    let tail = size.min(super::writer::RECORD_LIMIT as u64 + 1);
+    let tail = size.min(RECORD_LIMIT as u64 + 1);
     let mut end = vec![0; usize::try_from(tail).unwrap_or(0)];
     file.seek(SeekFrom::Start(size - tail))?;
     file.read_exact(&mut end)?;

@@ -1,37 +1,56 @@
 //! Encodes alerts, numbers them, keeps them until somebody acknowledges them.
 //!
 //! Must not know how events are captured or enriched. Alert → spool (fsync) → sink → deleted on acknowledgement.
+pub mod audit;
+mod book;
 mod ecs;
+mod encoder;
 mod identity;
 mod kafka;
+mod ledger;
+mod limits;
 mod lines;
+mod ocsf;
 mod opener;
 mod pretty;
 mod record;
+mod redact;
+#[cfg(test)]
+mod samples;
 mod sender;
 mod spool;
+mod store;
+mod storm;
+mod text;
 mod writer;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use bytesize::ByteSize;
+use jiff::SignedDuration;
 use serde::{Deserialize, Serialize};
 use tokio::{sync::mpsc, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-pub use self::{
-    ecs::Encoder,
-    identity::{Identity, Node},
-    kafka::{Config as KafkaConfig, Key},
-    lines::{FileConfig, Stdout},
-    pretty::{open_line, paint},
-};
 use self::{
-    sender::{Sender, Sink},
+    book::{Book, Now},
+    sender::{Progress, Sender, Sink},
     spool::Spool,
     writer::Writer,
 };
+pub use self::{
+    encoder::{Encoder, Format},
+    identity::{Identity, Node},
+    kafka::{Begin, Config as KafkaConfig, Consumed, Key, Mechanism, Reader, Sasl, Tls, is_compacted},
+    lines::{FileConfig, Stdout},
+    pretty::{open_line, paint, record_line},
+    redact::Redaction,
+    storm::{Config as StormConfig, Rate},
+};
 use crate::{metrics::Metrics, notice::Notices, policy::Alert};
+
+/// Records without hope on their way to the books.
+const DEAD: usize = 64;
 
 /// Where alerts go, and what keeps them until they are there.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -41,8 +60,16 @@ pub struct Config {
     pub sink: SinkKind,
     /// Directory of the spool and of the sensor's identity. Not used for `stdout`.
     pub state_dir: PathBuf,
+    /// The schema of what is sent: `ecs` or `ocsf`.
+    pub format: Format,
+    /// Whether secrets are taken out of arguments: `on` or `off`.
+    pub redact: Redaction,
+    /// How often the sensor says how far it is.
+    pub heartbeat: SignedDuration,
     /// The spool.
     pub spool: SpoolConfig,
+    /// Repeats and limits. Not used for `stdout`, which prints every alert.
+    pub storm: StormConfig,
     /// Settings of `sink: file`.
     pub file: FileConfig,
     /// Settings of `sink: kafka`.
@@ -65,7 +92,8 @@ pub enum SinkKind {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpoolConfig {
-    /// Most bytes of alerts that are kept; further ones are counted as lost. The file can need twice that.
+    /// Most bytes of records that wait; beyond that, alerts of the lowest severity are given up first, and counted. The
+    /// file can need twice that.
     pub max_bytes: ByteSize,
 }
 
@@ -80,6 +108,10 @@ impl Default for Config {
         Self {
             sink: SinkKind::Stdout,
             state_dir: "/var/lib/pathwatch".into(),
+            format: Format::Ecs,
+            redact: Redaction::On,
+            heartbeat: SignedDuration::from_secs(60),
+            storm: StormConfig::default(),
             spool: SpoolConfig::default(),
             file: FileConfig::default(),
             kafka: KafkaConfig::default(),
@@ -96,6 +128,10 @@ impl Config {
         if self.spool.max_bytes < ByteSize::mib(1) {
             return Err(format!("ship.spool.max_bytes is {}; it must be at least 1MiB", self.spool.max_bytes));
         }
+        if !(1..=3600).contains(&self.heartbeat.as_secs()) {
+            return Err(format!("ship.heartbeat is {:#}; it must be from 1s to 1h", self.heartbeat));
+        }
+        self.storm.check()?;
         match self.sink {
             SinkKind::Stdout => Ok(()),
             SinkKind::File => self.file.check(),
@@ -118,24 +154,47 @@ pub fn start(
     give_up: CancellationToken,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> anyhow::Result<()> {
+    let encoder = |identity| Encoder::new(identity, node, config.format, &config.redact);
     if config.sink == SinkKind::Stdout {
-        let stdout = Stdout::new(Encoder::new(Identity::ephemeral(), node), metrics);
+        let stdout = Stdout::new(encoder(Identity::ephemeral()), metrics);
         tasks.spawn_blocking(move || stdout.run(alerts));
         return Ok(());
     }
     let agent_id = identity::agent_id(&config.state_dir)?;
-    let spool = Spool::open(&config.state_dir, config.spool.max_bytes.as_u64(), &notices)?;
-    let identity = Identity { agent_id, epoch: spool.epoch() };
-    let encoder = Encoder::new(identity, node);
+    let (spool, rows) = Spool::open(&config.state_dir, config.spool.max_bytes.as_u64(), &notices)?;
+    let encoder = encoder(Identity { agent_id, epoch: spool.epoch() });
     let sink = match config.sink {
-        SinkKind::Kafka => Sink::Kafka(kafka::Producer::new(&config.kafka, encoder.node_name(), notices.clone())?),
+        SinkKind::Kafka => {
+            let name = encoder.node_name();
+            Sink::Kafka(kafka::Producer::new(&config.kafka, name, metrics.clone(), notices.clone())?)
+        }
         SinkKind::File | SinkKind::Stdout => Sink::File(lines::File::open(&config.file)?),
     };
-    let (committed, committed_reader) = watch::channel(spool.last());
-    let (acknowledged, acknowledged_reader) = watch::channel(spool.first().saturating_sub(1));
-    let sender =
-        Sender::new(spool.reader(), sink, committed_reader, acknowledged, metrics.clone(), notices.clone());
-    let writer = Writer::new(encoder, spool, alerts, committed, acknowledged_reader, metrics, notices);
+    let (committed, committed_reader) = watch::channel(spool.committed());
+    let acknowledged = spool.acknowledged();
+    let (progress, progress_reader) = watch::channel(Progress { acknowledged, handed: acknowledged });
+    let (dead, dead_reader) = mpsc::channel(DEAD);
+    let sender = Sender::new(sender::Parts {
+        spool: spool.reader(),
+        sink,
+        stall: Duration::try_from(config.kafka.stall).unwrap_or_default(),
+        committed: committed_reader,
+        progress,
+        dead,
+        notices: notices.clone(),
+    });
+    let parts = book::Parts {
+        encoder,
+        spool,
+        rows,
+        storm: config.storm.clone(),
+        heartbeat: Duration::try_from(config.heartbeat).unwrap_or_default(),
+        dead_letters: book::dead_letters(&config.state_dir),
+        metrics,
+        notices,
+    };
+    let book = Book::new(parts, Now::read());
+    let writer = Writer { book, alerts, dead: dead_reader, committed, progress: progress_reader };
     tasks.spawn(sender.run(give_up));
     tasks.spawn(writer.run());
     Ok(())

@@ -2,30 +2,51 @@
 use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
-use uuid::Uuid;
 
 use super::{
-    ecs::{kept, text},
+    ecs::kept,
+    encoder::Encoder,
     identity::{Node, entity_id},
+    text::text,
 };
-use crate::event::{Container, Enriched, Event, Place, Pod, Program};
+use crate::event::{Container, Enriched, Event, Name, Place, Pod, Program};
 
 /// Kinds of owners that are fields of their own.
 const KINDS: [&str; 6] = ["Deployment", "ReplicaSet", "StatefulSet", "DaemonSet", "Job", "CronJob"];
 
-/// `process`: the kernel's report of it, or marked as read from /proc.
-pub(super) fn process(agent: Uuid, enriched: &Enriched, raw: &mut Map<String, Value>) -> Value {
+/// `process`: the kernel's report of it, or marked as read from /proc; and whether secrets were taken out.
+pub(super) fn process(encoder: &Encoder, enriched: &Enriched, raw: &mut Map<String, Value>) -> (Value, bool) {
     let (event, program) = (&enriched.event, &enriched.process);
+    let agent = encoder.identity.agent_id;
     let entity = |program: &Program| entity_id(agent, event.boot_id, program.pid, program.start_ns);
     let id = |id: Option<u32>| id.map(|id| json!({"id": id.to_string()}));
     let ids = &event.ids;
-    json!({
+    let mut redacted = false;
+    let mut args = |program: &Program| {
+        let args: Vec<String> = program.args.iter().map(|arg| text(&arg)).collect();
+        let (args, found) = encoder.redact.args(&args);
+        redacted |= found;
+        args
+    };
+    let own = args(program);
+    let parent = enriched.ancestors.first().map(|parent| {
+        json!({
+            "pid": parent.pid,
+            "entity_id": entity(parent),
+            "name": parent.executable.as_ref().map(base_name),
+            "executable": parent.executable.as_ref().map(|exe| kept("process.parent.executable", exe, raw)),
+            "args": args(parent),
+        })
+    });
+    let process = json!({
         "pid": event.pid,
         "vpid": event.own_pid,
         "entity_id": entity(program),
         "name": text(&event.comm),
         "executable": program.executable.as_ref().map(|exe| kept("process.executable", exe, raw)),
-        "args_count": (!program.args.is_empty() && !program.args_cut).then(|| program.args.iter().count()),
+        "args_count": (!own.is_empty() && !program.args_cut).then_some(own.len()),
+        "command_line": (!own.is_empty()).then(|| own.join(" ")),
+        "args": own,
         "working_directory": program.cwd.as_ref().map(|cwd| kept("process.working_directory", cwd, raw)),
         "start": event.started.map(|time| time.to_string()),
         "thread": {"id": event.tid},
@@ -35,12 +56,16 @@ pub(super) fn process(agent: Uuid, enriched: &Enriched, raw: &mut Map<String, Va
         "real_group": id(Some(ids.gid)),
         "saved_user": id(ids.suid),
         "saved_group": id(ids.sgid),
-        "parent": enriched.ancestors.first().map(|parent| json!({
-            "pid": parent.pid,
-            "entity_id": entity(parent),
-            "executable": parent.executable.as_ref().map(|exe| kept("process.parent.executable", exe, raw)),
-        })),
-    })
+        "parent": parent,
+    });
+    (process, redacted)
+}
+
+/// The last component of a path.
+pub(super) fn base_name(path: &Name) -> String {
+    let bytes = path.as_bytes();
+    let name = bytes.iter().rposition(|byte| *byte == b'/').and_then(|at| bytes.get(at + 1..)).unwrap_or(bytes);
+    text(&name.to_vec().into())
 }
 
 /// What ECS has no field for.
@@ -58,6 +83,7 @@ pub(super) fn own(enriched: &Enriched) -> Map<String, Value> {
         "process": {
             "trusted": enriched.process.trusted,
             "from_proc": enriched.process.from_proc.then_some(true),
+            "args_cut": enriched.process.args_cut.then_some(true),
             "script": enriched.process.script.as_ref().map(text),
             "initial_pid": initial_pid,
             "login_uid": login_uid.map(|id| id.to_string()),
@@ -97,12 +123,11 @@ pub(super) fn container(container: &Container) -> Value {
 }
 
 /// `orchestrator`.
-pub(super) fn orchestrator(node: &Node, enriched: &Enriched) -> Value {
-    let uid = enriched.container.as_ref().and_then(|container| container.pod_uid.as_ref());
+pub(super) fn orchestrator(node: &Node, container: Option<&Container>, pod: Option<&Pod>) -> Value {
+    let uid = container.and_then(|container| container.pod_uid.as_ref());
     if uid.is_none() && node.cluster.is_none() {
         return Value::Null;
     }
-    let pod = enriched.pod.as_deref();
     // Labels are pairs in one field: a key of its own for each would fill the index's mapping.
     let labels = pod.map(|pod| pod.labels.iter().map(|(key, value)| format!("{key}:{value}")).collect::<Vec<_>>());
     json!({
@@ -139,9 +164,13 @@ pub(super) fn kubernetes(node: &Node, container: Option<&Container>, pod: &Pod) 
     fields
 }
 
-/// The recommended labels, by keys without dots; any other could make a field of its own for each pod.
+/// The recommended labels (kubernetes.io/docs, "Recommended Labels"), by keys without dots; any other could make a field of
+/// its own for each pod.
 fn well_known(labels: &BTreeMap<String, String>) -> BTreeMap<String, &String> {
-    let wanted = |key: &str| key == "app" || key.starts_with("app.kubernetes.io/");
+    const NAMES: [&str; 6] = ["name", "instance", "version", "component", "part-of", "managed-by"];
+    let wanted = |key: &str| {
+        key == "app" || key.strip_prefix("app.kubernetes.io/").is_some_and(|name| NAMES.contains(&name))
+    };
     labels
         .iter()
         .filter(|(key, _)| wanted(key))

@@ -1,9 +1,11 @@
 //! Alerts and opens for a person at a terminal.
 use jiff::{Timestamp, tz::TimeZone};
 
+use serde_json::Value;
+
 use crate::{
     event::{Enriched, Event, Name, PathStatus, flags},
-    policy::{Alert, Outcome, Severity},
+    policy::{Alert, Outcome, Severity, shown},
 };
 
 /// SGR codes, left out where `NO_COLOR` is set (no-color.org).
@@ -74,6 +76,38 @@ fn place(enriched: &Enriched) -> Option<String> {
         Some(pod) => format!("pod {}/{} {name}", pod.namespace, pod.name),
         None => format!("container {name}"),
     })
+}
+
+/// A record of a topic on one line or two; None for what is not Pathwatch's, and for heartbeats unless `all`.
+#[must_use]
+pub fn record_line(payload: &[u8], all: bool) -> Option<String> {
+    let document: Value = serde_json::from_slice(payload).ok()?;
+    let at = |pointers: [&str; 2]| pointers.iter().find_map(|pointer| document.pointer(pointer)?.as_str());
+    let kind = at(["/data_stream/dataset", "/metadata/event_code"])?;
+    let word = kind.trim_start_matches("dev.pathwatch.").trim_start_matches("pathwatch.").trim_end_matches(".v1");
+    if word == "heartbeat" && !all {
+        return None;
+    }
+    let own = document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch"))?;
+    let severity = own.get("severity").and_then(Value::as_str);
+    let code = match (severity, word) {
+        (Some("critical"), _) => "1;97;41",
+        (Some("high"), _) | (None, "loss") => "1;31",
+        (Some("medium"), _) | (None, "health") => "33",
+        (Some("low"), _) => "36",
+        _ => "2",
+    };
+    let time = at(["/@timestamp", ""]).and_then(|text| text.parse().ok());
+    let time = time.or_else(|| Timestamp::from_millisecond(document.get("time")?.as_i64()?).ok())?;
+    let node = at(["/host/name", "/device/hostname"]).unwrap_or_default();
+    // What others wrote must not speak to the terminal.
+    Some(format!(
+        "{}  {}  {:<16}  {}",
+        paint("2", &clock(time)),
+        paint(code, &format!("{:<13}", shown(severity.unwrap_or(word)))),
+        shown(node),
+        shown(document.get("message")?.as_str()?),
+    ))
 }
 
 /// One open on one line, in columns; `trace` prints it.

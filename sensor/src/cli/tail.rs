@@ -1,0 +1,82 @@
+//! `pathwatch tail`
+use std::{
+    io::{self, IsTerminal as _, Write as _},
+    time::Duration,
+};
+
+use clap::Args;
+
+use super::{Common, block_on, start_log, stop_on_signal, stop_with_reader};
+use crate::ship::{Begin, Reader, record_line};
+
+/// How often it is looked whether to stop.
+const POLL: Duration = Duration::from_millis(200);
+
+#[derive(Args)]
+#[command(after_help = "\
+Shows the records of a topic as they come: alerts, summaries, losses, health; heartbeats with --all.
+
+Examples:
+  pathwatch tail --config pathwatch.yaml
+  pathwatch tail --config pathwatch.yaml --from-beginning --all
+  pathwatch tail --config pathwatch.yaml --json | jq .file.path")]
+pub(super) struct Arguments {
+    /// Topic; by default ship.kafka.topic
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    /// Begin with the oldest record that is kept, and end with the newest there is
+    #[arg(long)]
+    from_beginning: bool,
+    /// Heartbeats, too
+    #[arg(long)]
+    all: bool,
+    /// JSON lines as they are in the topic
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let config = arguments.common.load()?;
+    start_log(&config.log)?;
+    config.ship.kafka.check_brokers().map_err(crate::config::Error::new)?;
+    let topic = arguments.topic.as_ref().unwrap_or(&config.ship.kafka.topic);
+    let begin = if arguments.from_beginning { Begin::Beginning } else { Begin::End };
+    let mut reader = Reader::open(&config.ship.kafka, topic, begin)?;
+    let json = arguments.json || !io::stdout().is_terminal();
+    block_on(async {
+        let stop = stop_on_signal()?;
+        stop_with_reader(stop.clone());
+        tokio::task::block_in_place(|| {
+            while !stop.is_cancelled() {
+                let next = if arguments.from_beginning { reader.next_of_all()? } else { reader.poll(POLL)? };
+                match next {
+                    Some(consumed) if show(&consumed.payload, json, arguments.all)? => {}
+                    Some(_) => return Ok(()),
+                    None if arguments.from_beginning => return Ok(()),
+                    None => {}
+                }
+            }
+            Ok(())
+        })
+    })
+}
+
+/// Prints a record; false if nobody reads any more.
+fn show(payload: &[u8], json: bool, all: bool) -> anyhow::Result<bool> {
+    let mut out = io::stdout().lock();
+    let wrote = if json {
+        out.write_all(payload).and_then(|()| out.write_all(b"\n"))
+    } else {
+        match record_line(payload, all) {
+            Some(line) => writeln!(out, "{line}"),
+            None => Ok(()),
+        }
+    };
+    match wrote.and_then(|()| out.flush()) {
+        Ok(()) => Ok(true),
+        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(false),
+        Err(why) => Err(why.into()),
+    }
+}

@@ -1,0 +1,143 @@
+//! Secrets in arguments, taken out before anything is stored.
+use regex::Regex;
+use serde::{Deserialize, Serialize};
+
+/// What stands in the place of a secret.
+const MASK: &str = "[redacted]";
+/// Words in the name of a setting whose value is a secret.
+const NAMES: &str = r"passw(?:or)?d|passwd|passphrase|pwd|secret|token|api[-_.]?key|access[-_.]?key|private[-_.]?key|auth[-_.]?key|credentials?";
+
+/// Whether, and how, secrets are taken out.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Redaction {
+    /// Values of settings that are called password, token and the like, bearer tokens, keys of clouds, user information in
+    /// URLs.
+    #[default]
+    On,
+    /// Arguments go out as they are.
+    Off,
+}
+
+/// Takes secrets out of arguments.
+#[derive(Clone, Debug)]
+pub(super) struct Redact {
+    /// None if everything stays.
+    rules: Option<Rules>,
+}
+
+#[derive(Clone, Debug)]
+struct Rules {
+    /// Something of each kind, to leave most arguments after one look.
+    any: Regex,
+    /// A part of an argument and what comes in its place.
+    parts: Vec<(Regex, String)>,
+    /// An argument whose successor is a secret: `--password`.
+    before: Regex,
+}
+
+impl Redact {
+    /// By the configuration.
+    pub(super) fn new(redaction: &Redaction) -> Self {
+        let on = *redaction == Redaction::On;
+        // The patterns are constants; the test below compiles them.
+        Self { rules: on.then(rules).flatten() }
+    }
+
+    /// The arguments without secrets, and whether there were any.
+    pub(super) fn args(&self, args: &[String]) -> (Vec<String>, bool) {
+        let Some(rules) = &self.rules else { return (args.to_vec(), false) };
+        let mut found = false;
+        let mut next_is_secret = false;
+        let clean = args.iter().map(|arg| {
+            let is_secret = std::mem::replace(&mut next_is_secret, rules.before.is_match(arg));
+            if is_secret && !(arg.starts_with('-') && rules.before.is_match(arg)) {
+                found = true;
+                return MASK.to_owned();
+            }
+            if !rules.any.is_match(arg) {
+                return arg.clone();
+            }
+            let mut text = arg.clone();
+            for (part, with) in &rules.parts {
+                let replaced = part.replace_all(&text, with.as_str());
+                if replaced != text.as_str() {
+                    found = true;
+                    text = replaced.into_owned();
+                }
+            }
+            text
+        });
+        let clean = clean.collect();
+        (clean, found)
+    }
+}
+
+fn rules() -> Option<Rules> {
+    let value = r#"(?:"[^"]*"|'[^']*'|[^\s"'&;,]+)"#;
+    let parts = [
+        // In front of the name nothing but what belongs to it: `--db-password=x`, `PGPASSWORD=x`, `"token": "x"`.
+        (format!(r#"(?i)([\w.-]*(?:{NAMES})[\w.-]*["']?\s*[=:]\s*){value}"#), format!("${{1}}{MASK}")),
+        (r"(?i)\b(bearer|basic)\s+[\w.~+/=-]{6,}".to_owned(), format!("${{1}} {MASK}")),
+        (r"\b(AKIA|ASIA)[A-Z0-9]{12,}".to_owned(), MASK.to_owned()),
+        (r"\b(gh[pousr]_|glpat-|xox[abprs]-|sk-)[\w-]{10,}".to_owned(), MASK.to_owned()),
+        (r"\beyJ[\w-]{6,}\.[\w-]+(\.[\w-]*)?".to_owned(), MASK.to_owned()),
+        (r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@]+@".to_owned(), format!("${{1}}{MASK}@")),
+    ];
+    let all = parts.iter().map(|(part, _)| format!("(?:{part})")).collect::<Vec<_>>().join("|");
+    let parts: Vec<_> =
+        parts.into_iter().filter_map(|(part, with)| Some((Regex::new(&part).ok()?, with))).collect();
+    Some(Rules {
+        any: Regex::new(&all).ok()?,
+        parts,
+        before: Regex::new(&format!(r"(?i)^--?[\w.-]*(?:{NAMES})$|^(?i:bearer)$|:\s*(?i:bearer)\s*$")).ok()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_taken_out_and_nothing_else_is() {
+        let redact = Redact::new(&Redaction::On);
+        for (args, want) in [
+            (
+                &["mysql", "--password=hunter2", "-u", "root"][..],
+                &["mysql", "--password=[redacted]", "-u", "root"][..],
+            ),
+            (&["psql", "--db-password", "hunter2", "db"], &["psql", "--db-password", "[redacted]", "db"]),
+            (&["env", "PGPASSWORD=hunter2", "A=b"], &["env", "PGPASSWORD=[redacted]", "A=b"]),
+            (
+                &["curl", "-H", "Authorization: Bearer abcdef.123456"],
+                &["curl", "-H", "Authorization: Bearer [redacted]"],
+            ),
+            (
+                &["curl", "-H", "Authorization: Basic dXNlcjpwYXNz"],
+                &["curl", "-H", "Authorization: Basic [redacted]"],
+            ),
+            (&["git", "clone", "https://bob:hunter2@host/x"], &["git", "clone", "https://[redacted]@host/x"]),
+            (&["curl", "https://host/x?token=abc&page=2"], &["curl", "https://host/x?token=[redacted]&page=2"]),
+            (&["aws", "AKIAIOSFODNN7EXAMPLE"], &["aws", "[redacted]"]),
+            (&["x", r#"{"token": "abc def", "n": 1}"#], &["x", r#"{"token": [redacted], "n": 1}"#]),
+            (&["x", "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxIn0.c2ln"], &["x", "[redacted]"]),
+            (&["sh", "-c", "export API_KEY=abc; run"], &["sh", "-c", "export API_KEY=[redacted]; run"]),
+            (&["--token", "--password", "hunter2"], &["--token", "--password", "[redacted]"]),
+        ] {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            assert_eq!(redact.args(&args), (want.iter().map(|arg| (*arg).to_owned()).collect(), true));
+            assert_eq!(Redact::new(&Redaction::Off).args(&args), (args, false));
+        }
+        for args in [
+            &["cat", "/etc/shadow"][..],
+            &["passwd", "bob"],
+            &["ls", "/run/secrets/kubernetes.io/serviceaccount/token"],
+            &["curl", "https://host/path@2x.png"],
+            &["ssh", "bob@host"],
+            &["tokenize", "basic", "x"],
+        ] {
+            let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+            assert_eq!(redact.args(&args), (args, false));
+        }
+    }
+}

@@ -1,0 +1,162 @@
+//! The database below the spool: opened, opened again after an error, moved aside when it is damaged.
+//!
+//! What it rests on: redb commits are atomic and synced (`Durability::Immediate`, its default), so what one commit says is
+//! either wholly there after a crash or not at all. After an error of the storage redb refuses every call until it is
+//! opened anew; the spool keeps what it could not write and tries again.
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    sync::{PoisonError, RwLock},
+};
+
+use anyhow::{Context as _, bail};
+use jiff::Timestamp;
+use redb::{Database, DatabaseError, Error, ReadableDatabase as _, TableDefinition};
+
+use crate::notice::Notices;
+
+/// Encoded records by sequence number.
+pub(super) const RECORDS: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("records");
+/// What the stage must remember beside them, as it likes.
+pub(super) const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new("state");
+/// The spool's own numbers.
+pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
+/// Bytes after which a read ends.
+const READ_BYTES: usize = 4 << 20;
+/// Memory for pages; the sensor has little.
+const CACHE_BYTES: usize = 8 << 20;
+
+/// How the database is opened; tests put a storage in that fails.
+pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;
+
+/// A database that may be away for a while.
+pub(super) struct Store {
+    opener: Opener,
+    db: RwLock<Option<Database>>,
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Store")
+    }
+}
+
+/// True for errors that time or free space may cure.
+pub(super) fn is_transient(why: &Error) -> bool {
+    match why {
+        Error::Io(why) => why.kind() != std::io::ErrorKind::InvalidData,
+        // What redb says of every call after the first error, until it is opened anew.
+        Error::PreviousIo | Error::DatabaseClosed => true,
+        _ => false,
+    }
+}
+
+impl Store {
+    /// Opens it.
+    pub(super) fn open(opener: Opener) -> Result<Self, Error> {
+        let db = opener()?;
+        Ok(Self { opener, db: RwLock::new(Some(db)) })
+    }
+
+    /// Changes it by `change`, in one commit; opens it first if it is closed. After an error it is closed.
+    pub(super) fn write<T>(
+        &self,
+        change: impl FnOnce(&redb::WriteTransaction) -> Result<T, Error>,
+    ) -> Result<T, Error> {
+        {
+            let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+            if db.is_none() {
+                *db = Some((self.opener)()?);
+            }
+        }
+        let outcome = {
+            let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+            let write = db.as_ref().ok_or(Error::DatabaseClosed)?.begin_write()?;
+            change(&write).and_then(|value| Ok(write.commit().map(|()| value)?))
+        };
+        if outcome.is_err() {
+            drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+        }
+        outcome
+    }
+
+    /// At most `limit` records, and not much more than `READ_BYTES`, from number `from` on, in order.
+    pub(super) fn read(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
+        let read = db.as_ref().ok_or(Error::DatabaseClosed)?.begin_read()?;
+        let table = read.open_table(RECORDS)?;
+        let mut bytes = 0;
+        let mut records = Vec::new();
+        for record in table.range(from..)?.take(limit) {
+            let (number, record) = record?;
+            bytes += record.value().len();
+            records.push((number.value(), record.value().to_vec()));
+            if bytes >= READ_BYTES {
+                break;
+            }
+        }
+        Ok(records)
+    }
+
+    /// Gives free pages back to the file system.
+    pub(super) fn compact(&self) -> Result<(), String> {
+        let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
+        match db.as_mut() {
+            Some(db) => db.compact().map(drop).map_err(|why| why.to_string()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Opens the store in `directory`, or makes one. A file that is damaged is moved aside and named in a notice; `check` looks
+/// at what is in it.
+pub(super) fn open_or_set_aside<T>(
+    directory: &Path,
+    notices: &Notices,
+    check: impl Fn(Store) -> Result<T, Error>,
+) -> anyhow::Result<T> {
+    let path = directory.join("spool.redb");
+    let try_open = || {
+        // On some damage redb panics where others return an error.
+        let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Store::open(opener(path.clone())).and_then(&check)
+        }));
+        opened.unwrap_or_else(|_| Err(Error::Corrupted("it makes the database panic".to_owned())))
+    };
+    let damage = match try_open() {
+        Ok(checked) => return Ok(checked),
+        Err(Error::DatabaseAlreadyOpen) => bail!(
+            "the spool {} is in use: another pathwatch runs on it; give this one another ship.state_dir",
+            path.display()
+        ),
+        Err(Error::Io(why)) if why.kind() != std::io::ErrorKind::InvalidData => {
+            let place = path.display();
+            let remedy = if why.kind() == std::io::ErrorKind::StorageFull {
+                format!("no room for the spool {place}; free its disk and start again")
+            } else {
+                format!("cannot open the spool {place}; set ship.state_dir to a directory it may write")
+            };
+            return Err(why).context(remedy);
+        }
+        Err(why) => why,
+    };
+    // One is kept for whoever wants to look: a disk that goes bad makes more.
+    for old in std::fs::read_dir(directory)?.flatten() {
+        if old.file_name().to_string_lossy().starts_with("spool.redb.damaged-") {
+            std::fs::remove_file(old.path()).ok();
+        }
+    }
+    let aside = directory.join(format!("spool.redb.damaged-{}", Timestamp::now().as_millisecond()));
+    std::fs::rename(&path, &aside)
+        .with_context(|| format!("cannot move the damaged spool {} aside", path.display()))?;
+    let what = format!(
+        "the spool was damaged ({damage}) and is now {}; what it still held is not sent, and a new epoch begins",
+        aside.display()
+    );
+    notices.lost("ship", "spool_damaged", 0, what);
+    try_open().with_context(|| format!("cannot make the spool {}", path.display()))
+}
+
+fn opener(path: PathBuf) -> Opener {
+    Box::new(move || Database::builder().set_cache_size(CACHE_BYTES).create(&path))
+}
