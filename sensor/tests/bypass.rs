@@ -3,6 +3,8 @@
 mod common;
 #[path = "common/running.rs"]
 mod running;
+#[path = "common/schema.rs"]
+mod schema;
 
 use std::{
     fs,

@@ -1,6 +1,8 @@
 //! The pipeline without a kernel: recorded opens in, alerts out, to the byte.
 #![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod common;
+#[path = "common/schema.rs"]
+mod schema;
 
 use std::{fs, path::Path};
 
@@ -39,7 +41,10 @@ fn alerts(policy: &str, opens: &[Value]) -> Vec<Value> {
     fs::write(dir.path().join("p.yaml"), text).unwrap();
     let lines: String = opens.iter().map(|open| format!("{open}\n")).collect();
     fs::write(dir.path().join("opens.jsonl"), lines).unwrap();
-    replay(dir.path(), "opens.jsonl", ".").lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    let alerts = replay(dir.path(), "opens.jsonl", ".");
+    let alerts: Vec<Value> = alerts.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    alerts.iter().for_each(schema::check);
+    alerts
 }
 
 fn replay(directory: &Path, recording: &str, policies: &str) -> String {

@@ -83,13 +83,13 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 /// Reads all of a topic; returns whether retention has removed records of it.
 fn read_topic(kafka: &KafkaConfig, topic: &str, audit: &mut Audit) -> anyhow::Result<bool> {
     kafka.check_brokers().map_err(crate::config::Error::new)?;
+    let mut reader = Reader::open(kafka, topic, Begin::Beginning)?;
     block_on(async {
         if is_compacted(kafka, topic).await? {
             bail!("the topic {topic} is compacted: Kafka removes records of it, so nothing can be proved");
         }
         Ok(())
     })?;
-    let mut reader = Reader::open(kafka, topic, Begin::Beginning)?;
     let total = reader.total();
     let mut progress = Progress::new(topic, total);
     while let Some(consumed) = reader.next_of_all()? {

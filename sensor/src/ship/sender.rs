@@ -90,6 +90,8 @@ pub(super) struct Sender {
     pause: Duration,
     /// Some record was too large: they go one by one until all that failed are through, and the one that fails alone is it.
     isolate: bool,
+    /// The one that goes alone now.
+    alone: Option<u64>,
     /// Records for which there is no hope, on their way to the books.
     buried: Vec<Dead>,
 }
@@ -124,6 +126,7 @@ impl Sender {
             retry_at: Instant::now(),
             pause: FIRST_PAUSE,
             isolate: false,
+            alone: None,
             buried: Vec::new(),
         }
     }
@@ -265,7 +268,7 @@ impl Sender {
                 Some(_) if !current => {}
                 Some(fault) => {
                     self.in_flight.remove(&number);
-                    if fault == Fault::TooLarge && self.isolate {
+                    if fault == Fault::TooLarge && self.alone == Some(number) {
                         self.bury_from_spool(number)?;
                     } else {
                         self.fail(number);
@@ -276,7 +279,9 @@ impl Sender {
                 }
             }
         }
-        self.isolate &= !(self.failed.is_empty() && self.in_flight.is_empty());
+        if self.failed.is_empty() && self.in_flight.is_empty() {
+            (self.isolate, self.alone) = (false, None);
+        }
         Ok(())
     }
 
@@ -311,6 +316,7 @@ impl Sender {
             // In flight now, or buried; it comes back if it fails again.
             self.failed.remove(&number);
             if self.isolate {
+                self.alone = Some(number);
                 self.retry_at = Instant::now();
                 break;
             }

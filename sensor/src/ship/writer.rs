@@ -3,7 +3,7 @@ use std::time::Duration;
 
 use tokio::{
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
+    time::{Instant, Interval, MissedTickBehavior, interval, sleep, sleep_until, timeout_at},
 };
 
 use super::{
@@ -56,6 +56,7 @@ impl Writer {
             // A disk that refuses is not asked again at once.
             pace = Instant::now() + if self.book.is_failing() { TICK } else { PACE };
         }
+        self.wait_for_sink(&mut ticks).await?;
         self.book.tell(Now::read(), true);
         self.commit_at_last().await?;
         // From here on the sender finds `committed` closed and knows that no more will come.
@@ -67,6 +68,21 @@ impl Writer {
             }
         }
         self.commit_at_last().await
+    }
+
+    /// Waits until the sink has what is there, or until the sender gives up: what cannot be delivered is told as well.
+    async fn wait_for_sink(&mut self, ticks: &mut Interval) -> anyhow::Result<()> {
+        loop {
+            self.commit()?;
+            if self.progress.borrow().acknowledged >= self.book.committed() && !self.book.is_failing() {
+                return Ok(());
+            }
+            tokio::select! {
+                changed = self.progress.changed() => if changed.is_err() { return Ok(()) },
+                Some(dead) = self.dead.recv() => self.book.bury(&dead, Now::read()),
+                _ = ticks.tick() => self.book.tell(Now::read(), false),
+            }
+        }
     }
 
     fn take(&mut self, group: &mut Vec<Alert>) {

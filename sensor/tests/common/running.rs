@@ -10,6 +10,8 @@ use std::{
 
 use serde_json::Value;
 
+use crate::schema;
+
 /// Longest wait for anything that should happen at once; a busy machine is slow, a broken sensor is for ever.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -30,7 +32,9 @@ impl Sensor {
         thread::spawn(move || {
             for line in stdout.lines() {
                 let line = line.unwrap();
-                sender.send(serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}"))).ok();
+                let document = serde_json::from_str(&line).unwrap_or_else(|why| panic!("{why}: {line}"));
+                schema::check(&document);
+                sender.send(document).ok();
             }
         });
         let log: Arc<Mutex<Vec<String>>> = Arc::default();

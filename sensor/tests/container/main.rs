@@ -11,6 +11,8 @@ mod pipeline;
 mod policies;
 #[path = "../common/running.rs"]
 mod running;
+#[path = "../common/schema.rs"]
+mod schema;
 
 use std::{fs, path::PathBuf};
 
