@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -56,10 +56,13 @@ test-guests:
 	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
 	done
 
-e2e: ## the README's journey with the release binary, and its alerts through Kafka and rsyslog into a real OpenSearch
-	e2e/setup.sh build e2e kafka opensearch siem
+e2e: ## the README's journey with the release binary: make run, cat, one alert
+	e2e/setup.sh build e2e
 	e2e/first-light.sh
-	e2e/siem.sh
+
+siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSearch to which nobody gave a mapping
+	e2e/setup.sh kafka opensearch siem
+	e2e/siem.sh $(RELEASE)
 
 bench: ## what one event costs the matcher, by the number of patterns
 	e2e/setup.sh build
@@ -85,5 +88,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked -p sensor-ebpf --bins --target bpfel-unknown-none -Zbuild-std=core --target-dir target/ebpf-lint -- -D warnings
 	cargo deny --locked check licenses bans sources
 
-full: lint test e2e bench fuzz soak workload ## everything, and the kernels that CI leaves out
+full: lint test e2e siem bench fuzz soak workload ## everything, and the kernels that CI leaves out
 	$(MAKE) test-guests KERNELS="6.1 7"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# siem.sh [BINARY]   a thousand alerts through a real Kafka and rsyslog into a real OpenSearch into which nobody wrote a
-# mapping, a template or a pipeline: none is refused, none is there twice, and every query finds exactly its alerts.
-# STAND_IN=0 publishes what the sensor writes as it is.
+# siem.sh [BINARY]   a thousand alerts from the sensor's own spool through a real Kafka and rsyslog into a real OpenSearch
+# into which nobody wrote a mapping, a template or a pipeline: none is refused, none is there twice, every query finds
+# exactly its alerts, and what is not there is told by a loss.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd); cd "$here/.."
 binary=${1:-target/$(uname -m)-unknown-linux-gnu/release/pathwatch}
 cache=${PATHWATCH_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/pathwatch}
-topic=pathwatch.alerts node=replay
+topic=pathwatch-alerts node=replay
 work=$(mktemp -d); started=()
 finish() {
   local pid
@@ -97,28 +97,64 @@ rsyslog_starts() {
   rsyslog=$!; started+=("$rsyslog")
 }
 
-stand_in() { if [ "${STAND_IN:-1}" = 1 ]; then python3 "$here/siem/stand_in.py"; else cat; fi; }
-# The opens of $work/opens.jsonl become records of the topic.
-publish() {
-  "$binary" replay "$work/opens.jsonl" --policies "$work/policies" 2>"$work/replay.log" | stand_in | send dev.pathwatch.alert.v1
+# ship FIRST LAST: the sensor reads these lines of the recording, and ends when there is no $work/hold and Kafka has all.
+ship() {
+  { sed -n "$1,$2p" "$work/opens.jsonl"; while [ -e "$work/hold" ]; do sleep 0.1; done; } |
+    timeout 180 "$binary" replay - --policies "$work/policies" --ship --config "$work/pathwatch.yaml" \
+      > "$work/sensor-$1.log" 2>&1 & sensor=$!; started+=("$sensor")
+}
+sensor_config() {
+  # Nothing but repeats is folded, but for the policy that has a rate of its own.
+  local most='{per_second: 1000000, burst: 1000000}'
+  cat > "$work/pathwatch.yaml" <<P
+cluster: {name: lab}
+node: {name: $node}
+ship:
+  sink: kafka
+  state_dir: $work/state
+  heartbeat: 1s
+  storm: {window: 10m, policy: $most, node: $most}
+  kafka: {brokers: ['127.0.0.1:$port'], topic: $topic, properties: {message.max.bytes: '65536'}}
+P
 }
 # send TYPE: each line of standard input is one record.
 send() {
   sed "s/^/$node\t/" | kcat -P -q -b "127.0.0.1:$port" -t "$topic" -K '\t' -H "ce_type=$1" -H content-type=application/json
 }
-consumed() { kcat -C -q -e -o beginning -b "127.0.0.1:$port" -t "$topic" -f '%s\n' > "$work/topic.jsonl"; }
+# consumed: what is in the topic; with headers, and without.
+consumed() {
+  kcat -C -q -e -o beginning -b "127.0.0.1:$port" -t "$topic" -f '%h\t%s\n' > "$work/topic.tsv"
+  cut -f 2 "$work/topic.tsv" > "$work/topic.jsonl"
+}
+# again: every fifth record of the topic as it is there, until there are 200.
+again() {
+  local type
+  sed -E 's/^[^\t]*ce_type=([^,\t]*)[^\t]*/\1/' "$work/topic.tsv" |
+    awk -F '\t' -v to="$work/again-" 'NR % 5 == 0 && n++ < 200 { print $2 > (to $1) }'
+  for type in "$work"/again-*; do send "${type##*/again-}" < "$type"; done
+}
 
 began=$(date +%s)
-opensearch_starts
-kafka_starts
-say "Kafka and OpenSearch start"
+sensor_config
 python3 "$here/siem/recording.py" "$work"
+opensearch_starts
+# The sensor is there before its broker: it says so once it can.
+touch "$work/hold"
+ship 1 900
+until_true 30 "$sensor" grep -q kafka_degraded "$work/sensor-1.log" || die "the sensor did not notice that Kafka is away"
+kafka_starts
+say "Kafka and OpenSearch start; the sensor waits for Kafka"
 until_true 120 "$kafka" grep -q 'Kafka Server started' "$work/kafka.log" || die "Kafka did not start"
 until_true 120 "$kafka" connects "$port" || die "Kafka does not answer"
 (java_ 128m kafka-4.3.1 org.apache.kafka.tools.TopicCommand --bootstrap-server "127.0.0.1:$port" --create --topic "$topic" --partitions 3) \
   > "$work/topic.log" 2>&1 || die "the topic was not made"
-publish || die "the alerts were not published"
-for type in "$work"/others/*; do send "$(basename "$type")" < "$type"; done
+rm "$work/hold"
+wait "$sensor" || die "the sensor did not send all"
+# It starts anew, and says since when nobody looked.
+ship 901 '$'
+wait "$sensor" || die "the sensor did not send the rest"
+consumed
+again
 consumed
 # It takes the first free port from 9201 on and says which.
 until_true 120 "$opensearch" opensearch_runs || { opensearch_starts; until_true 120 "$opensearch" opensearch_runs; } ||
@@ -132,7 +168,7 @@ judge checks prove
 
 # A check that cannot fail proves nothing: documents that nobody sent must make every one of them fail.
 cp "$work/topic.jsonl" "$work/proved.jsonl"
-checks plant | send dev.pathwatch.alert.v1
+checks plant | send dev.pathwatch.planted.v1
 consumed
 until_true 60 "$rsyslog" checks settled || die "the planted records got no answer"
 cp "$work/proved.jsonl" "$work/topic.jsonl"
