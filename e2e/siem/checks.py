@@ -127,10 +127,10 @@ def told(documents):
 def gaps(documents):
     """Numbers that no document has, and those that the losses name."""
     present = {document["event"]["sequence"] for document in documents}
-    ranges = [r for d in documents for r in d["pathwatch"].get("loss", {}).get("sequences", [])]
+    ranges = [r for d in documents for r in d["pathwatch"].get("loss", {}).get("ranges", [])]
     named = set()
-    for first, _, last in (text.strip().partition("-") for text in ranges):
-        named |= set(range(int(first), int(last or first) + 1))
+    for each in ranges:
+        named |= set(range(each["first"], each["last"] + 1))
     return set(range(1, max(present) + 1)) - present, named
 
 

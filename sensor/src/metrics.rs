@@ -41,26 +41,26 @@ impl Gauge {
     }
 }
 
-/// Upper bounds of a histogram of waiting times, in seconds.
-pub const HOLD_BOUNDS: [f64; 8] = [0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0];
+/// Upper bounds of the histograms of waiting times, in seconds.
+pub const BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.5, 2.0, 10.0, 60.0];
 
 /// How often something took how long.
 #[derive(Debug, Default)]
 pub struct Histogram {
-    /// By [`HOLD_BOUNDS`], each with what took at most so long and longer than the bound before; and what took longer.
-    buckets: [Counter; HOLD_BOUNDS.len() + 1],
+    /// By [`BOUNDS`], each with what took at most so long and longer than the bound before; and what took longer.
+    buckets: [Counter; BOUNDS.len() + 1],
 }
 
 impl Histogram {
     /// Counts one.
     pub fn observe(&self, took: Duration) {
-        let at = HOLD_BOUNDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(HOLD_BOUNDS.len());
+        let at = BOUNDS.iter().position(|bound| took.as_secs_f64() <= *bound).unwrap_or(BOUNDS.len());
         if let Some(bucket) = self.buckets.get(at) {
             bucket.add(1);
         }
     }
 
-    /// The counts by [`HOLD_BOUNDS`], and the last of what took longer.
+    /// The counts by [`BOUNDS`], and the last of what took longer.
     #[must_use]
     pub fn get(&self) -> Vec<u64> {
         self.buckets.iter().map(Counter::get).collect()
@@ -125,6 +125,8 @@ pub struct Metrics {
     pub limited: Counter,
     /// Alerts given up, whatever the reason.
     pub alerts_lost: Counter,
+    /// From the kernel's time of an open to the sink's acknowledgement.
+    pub delivery_seconds: Histogram,
     /// 1 while the sink does not acknowledge.
     pub sink_degraded: Gauge,
     /// When the sensor's certificate for Kafka expires, in seconds since 1970; zero without one.
@@ -174,6 +176,7 @@ impl Metrics {
             matched = self.matched.get(),
             fired = self.fired.get(),
             shipped = self.shipped.get(),
+            delivery_seconds = ?self.delivery_seconds.get(),
             suppressed = self.suppressed.get(),
             limited = self.limited.get(),
             sink_degraded = self.sink_degraded.get(),

@@ -47,9 +47,18 @@ impl Notices {
         self.tell(Notice { stage, reason, lost: true, count, detail: detail.into() });
     }
 
+    /// The same of what a record tells of in another way.
+    pub fn log_only(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
+        self.tell_readers(&Notice { stage, reason, lost: true, count, detail: detail.into() }, 1);
+    }
+
     fn tell(&self, notice: Notice) {
+        self.tell_readers(&notice, 2);
+    }
+
+    fn tell_readers(&self, notice: &Notice, how_many: usize) {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        for notices in readers.iter_mut() {
+        for notices in readers.iter_mut().take(how_many) {
             let known = notices.entry((notice.stage, notice.reason));
             let known = known.or_insert_with(|| Notice { count: 0, ..notice.clone() });
             known.count += notice.count;

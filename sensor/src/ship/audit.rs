@@ -199,12 +199,9 @@ impl Sender {
         } else {
             *self.other.entry(format!("{stage}/{reason}")).or_default() += count;
         }
-        let ranges = own.pointer("/loss/sequences").and_then(Value::as_array);
-        for range in ranges.into_iter().flatten().filter_map(Value::as_str) {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            if let (Ok(first), Ok(last)) = (first.parse(), last.parse()) {
-                self.lost.push((first, last, of_alerts));
-            }
+        let ranges = own.pointer("/loss/ranges").and_then(Value::as_array);
+        for range in ranges.into_iter().flatten() {
+            self.lost.push((number(range, "/first"), number(range, "/last"), of_alerts));
         }
     }
 
@@ -320,7 +317,7 @@ mod tests {
             record(
                 6,
                 "loss",
-                &json!({"loss": {"stage": "ship", "reason": "spool_full", "count": 2, "numbered": 1, "sequences": ["2"]}}),
+                &json!({"loss": {"stage": "ship", "reason": "spool_full", "count": 2, "numbered": 1, "ranges": [{"first": 2, "last": 2}]}}),
             ),
             record(7, "heartbeat", &json!({"heartbeat": {"fired": 14, "untold": 3}})),
             record(8, "alert", &json!({})),

@@ -34,6 +34,8 @@ const HEALTH: Duration = Duration::from_secs(60);
 const ALIVE: Duration = Duration::from_secs(10);
 /// By how much the wall clock may differ from the monotonic one before somebody is told.
 const CLOCK_STEP: Duration = Duration::from_secs(5);
+/// Health notices that end others.
+const CLEARS: [(&str, &str); 2] = [("kafka_recovered", "kafka_degraded"), ("spool_writable", "spool_failed")];
 /// Part of the spool from which on it is said that it fills.
 const FILLS_PERCENT: u64 = 80;
 
@@ -168,14 +170,14 @@ impl Book {
         let said = Said::Alert(alert);
         match self.encoder.record(&said, self.spool.next(), now.time) {
             Ok((rank, record)) => {
-                if !self.put(rank, &record, now) {
+                if !self.put(rank, &record) {
                     let why = "the spool is full; is the sink reachable, and ship.spool.max_bytes large enough?";
-                    self.lose(self.full(), None, &record, why, now);
+                    self.lose(self.full(), None, &record, why);
                 }
             }
             Err(why) => {
                 let record = Record { policy: alert.policy.full_name(), ..Record::empty() };
-                self.ledger.lose_alert("unencodable", None, &record, &why.to_string(), now.time);
+                self.ledger.lose_alert("unencodable", None, &record, &why.to_string());
                 self.metrics.alerts_lost.add(1);
             }
         }
@@ -186,7 +188,7 @@ impl Book {
     }
 
     /// Puts a record into the spool if there is room; what is given up for it is lost, and counted.
-    fn put(&mut self, rank: u8, record: &[u8], now: Now) -> bool {
+    fn put(&mut self, rank: u8, record: &[u8]) -> bool {
         let room = self.spool.make_room(rank, record.len(), self.handed);
         for (number, gone) in room.gone {
             self.lose(
@@ -194,7 +196,6 @@ impl Book {
                 Some(number),
                 &gone,
                 "the spool is full, and others mattered more or were newer",
-                now,
             );
         }
         if room.fits {
@@ -203,11 +204,12 @@ impl Book {
         room.fits
     }
 
-    fn lose(&mut self, reason: &'static str, number: Option<u64>, record: &[u8], why: &str, now: Now) {
+    fn lose(&mut self, reason: &'static str, number: Option<u64>, record: &[u8], why: &str) {
         let record = serde_json::from_slice(record).unwrap_or_else(|_| Record::empty());
-        self.ledger.lose_alert(reason, number, &record, why, now.time);
+        self.ledger.lose_alert(reason, number, &record, why);
         self.metrics.alerts_lost.add(1);
-        self.notices.add("ship", reason, 1, format!("an alert of {} is lost: {why}", record.policy));
+        // The ledger tells of it in a record; this is for the log.
+        self.notices.log_only("ship", reason, 1, format!("an alert of {} is lost: {why}", record.policy));
     }
 
     /// The sink has everything up to `acknowledged`, and may have what is up to `handed`.
@@ -219,7 +221,7 @@ impl Book {
     }
 
     /// The sink will never take this record: it goes to a file, and is lost to whoever reads the topic.
-    pub(super) fn bury(&mut self, dead: &Dead, now: Now) {
+    pub(super) fn bury(&mut self, dead: &Dead) {
         let parsed: Result<Record, _> = serde_json::from_slice(&dead.record);
         let kept = parsed.as_ref().ok().map(|record| {
             let mut file = lines::File::open(&self.dead_letters)?;
@@ -238,7 +240,7 @@ impl Book {
         if record.kind == Kind::Alert {
             self.metrics.alerts_lost.add(1);
         }
-        self.ledger.lose_record(dead.number, &record, &dead.why, now.time);
+        self.ledger.lose_record(dead.number, &record, &dead.why);
         self.notices.add(
             "ship",
             "dead_letter",
@@ -293,6 +295,11 @@ impl Book {
     }
 
     fn note_health(&mut self, notice: Notice, now: Now) {
+        // What is over is not told of any more.
+        let over = CLEARS.iter().find(|(by, _)| *by == notice.reason).map(|(_, over)| *over);
+        if let Some((_, waiting)) = over.and_then(|over| self.health.get_mut(&(notice.stage, over))) {
+            *waiting = None;
+        }
         match self.health.entry((notice.stage, notice.reason)) {
             Entry::Occupied(mut known) => {
                 let count = known.get().1.as_ref().map_or(0, |known| known.count);
@@ -320,7 +327,7 @@ impl Book {
     /// Puts a record of the sensor's own into the spool.
     fn say(&mut self, said: &Said<'_>, now: Now) -> bool {
         match self.encoder.record(said, self.spool.next(), now.time) {
-            Ok((_, record)) => self.put(SYSTEM, &record, now),
+            Ok((_, record)) => self.put(SYSTEM, &record),
             Err(why) => {
                 // It holds numbers and texts only; there is no reason why it should fail.
                 tracing::error!("a record of the sensor cannot be encoded: {why}");

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     event::{Enriched, Event, Name, Operation, flags},
-    policy::{Alert, Compiled},
+    policy::{Alert, Threat},
 };
 
 /// Version of the schema that the documents follow.
@@ -77,7 +77,7 @@ fn alert_document(encoder: &Encoder, alert: &Alert, place: Place) -> Value {
             "id": policy.metadata.name, "name": policy.metadata.name, "version": alert.policy.version,
             "ruleset": "pathwatch", "category": "file", "description": policy.spec.description,
         },
-        "threat": threat(&alert.policy),
+        "threat": threat(&policy.spec.threat),
         "tags": policy.spec.tags,
         "related": {
             "user": [event.ids.uid.to_string()], "hosts": [encoder.node.name], "ip": pod.map(|pod| &pod.ips),
@@ -201,8 +201,7 @@ fn file(enriched: &Enriched, raw: &mut Map<String, Value>) -> Value {
     })
 }
 
-fn threat(policy: &Compiled) -> Value {
-    let threats = &policy.policy.spec.threat;
+fn threat(threats: &[Threat]) -> Value {
     if threats.is_empty() {
         return Value::Null;
     }

@@ -96,16 +96,18 @@ impl Encoder {
     }
 
     fn encode(&self, said: &Said<'_>, place: Place) -> Value {
-        let mut document = match self.format {
-            Format::Ecs => ecs::document(self, said, place),
-            Format::Ocsf => ocsf::document(self, said, place),
-        };
-        prune(&mut document);
-        if self.format == Format::Ecs {
-            limits::shorten_keywords(&mut document);
-            limits::pad_dates(&mut document);
+        match self.format {
+            Format::Ecs => {
+                let mut document = ecs::document(self, said, place);
+                limits::put_in_order(&mut document, true);
+                document
+            }
+            Format::Ocsf => {
+                let mut document = ocsf::document(self, said, place);
+                prune(&mut document);
+                document
+            }
         }
-        document
     }
 
     /// The record of number `sequence`, and how much it matters.
@@ -200,7 +202,7 @@ impl Said<'_> {
 }
 
 /// Takes out nulls, and objects and lists in which nothing is left.
-pub(super) fn prune(value: &mut Value) {
+fn prune(value: &mut Value) {
     if let Value::Object(fields) = value {
         fields.retain(|_, value| {
             prune(value);

@@ -158,36 +158,29 @@ impl Ledger {
     }
 
     /// A record that the sink will never take. If it was no alert, its number is all that is missing.
-    pub(super) fn lose_record(&mut self, number: u64, record: &Record, why: &str, now: Timestamp) {
+    pub(super) fn lose_record(&mut self, number: u64, record: &Record, why: &str) {
         if record.kind == record::Kind::Alert {
-            self.lose_alert("dead_letter", Some(number), record, why, now);
+            self.lose_alert("dead_letter", Some(number), record, why);
         } else {
-            self.note("dead_record", Some(number), record, why, now);
+            self.note("dead_record", Some(number), record, why);
         }
     }
 
     /// An alert is lost before it had a number, or the `record` with this number.
-    pub(super) fn lose_alert(
-        &mut self,
-        reason: &str,
-        number: Option<u64>,
-        record: &Record,
-        why: &str,
-        now: Timestamp,
-    ) {
+    pub(super) fn lose_alert(&mut self, reason: &str, number: Option<u64>, record: &Record, why: &str) {
         self.totals.lost += 1;
         self.totals.numbered += u64::from(number.is_some());
-        self.note(reason, number, record, why, now);
+        self.note(reason, number, record, why);
     }
 
-    fn note(&mut self, reason: &str, number: Option<u64>, record: &Record, why: &str, now: Timestamp) {
+    fn note(&mut self, reason: &str, number: Option<u64>, record: &Record, why: &str) {
         let kind = Kind {
             stage: "ship".to_owned(),
             reason: reason.to_owned(),
             policy: Some(record.policy.clone()).filter(|policy| !policy.is_empty()),
             container: record.container.clone(),
         };
-        let loss = self.row(kind, now);
+        let loss = self.row(kind, record.time);
         loss.count += 1;
         loss.first = loss.first.min(record.time);
         loss.last = loss.last.max(record.time);
@@ -279,12 +272,12 @@ mod tests {
 
     #[test]
     fn losses_of_one_kind_are_one_row_with_their_ranges_and_survive_in_the_state() {
-        let (mut ledger, now) = (Ledger::new(&[]), Timestamp::UNIX_EPOCH);
+        let mut ledger = Ledger::new(&[]);
         for number in [4, 5, 6, 9, 8] {
-            ledger.lose_alert("spool_full", Some(number), &record("p"), "why", now);
+            ledger.lose_alert("spool_full", Some(number), &record("p"), "why");
         }
-        ledger.lose_alert("spool_full", None, &record("p"), "why", now);
-        ledger.lose_alert("dead_letter", Some(7), &record("q"), "why", now);
+        ledger.lose_alert("spool_full", None, &record("p"), "why");
+        ledger.lose_alert("dead_letter", Some(7), &record("q"), "why");
         ledger.totals.fired = 9;
         let rows: Vec<_> = ledger.take_dirty().into_iter().filter_map(|(key, row)| Some((key, row?))).collect();
         let mut again = Ledger::new(&rows);
@@ -299,7 +292,7 @@ mod tests {
         assert_eq!((again.totals.numbered, again.totals.told, again.totals.untold()), (6, 1, 0));
         assert!(again.take_due(start, false).is_none());
         // The same again is told a minute later.
-        again.lose_alert("dead_letter", Some(11), &record("q"), "why", now);
+        again.lose_alert("dead_letter", Some(11), &record("q"), "why");
         assert!(again.take_due(start + INTERVAL / 2, false).is_none());
         assert!(again.take_due(start + INTERVAL, false).is_some());
     }
@@ -309,9 +302,9 @@ mod tests {
         let mut ledger = Ledger::new(&[]);
         let numbers = RANGES as u64 + 7;
         for number in 0..numbers {
-            ledger.lose_alert("spool_full", Some(number * 2), &record("p"), "why", Timestamp::UNIX_EPOCH);
+            ledger.lose_alert("spool_full", Some(number * 2), &record("p"), "why");
         }
-        ledger.lose_alert("spool_full", None, &record("p"), "why", Timestamp::UNIX_EPOCH);
+        ledger.lose_alert("spool_full", None, &record("p"), "why");
         let now = Instant::now();
         let first = ledger.take_due(now, false).unwrap();
         let second = ledger.take_due(now, true).unwrap();

@@ -5,8 +5,8 @@ use super::text::cut;
 
 /// Elastic stores longer keywords, but does not find by them (`ignore_above` of the ECS templates).
 const KEYWORD_BYTES: usize = 1024;
-/// ECS fields that may be longer: their types are made for it.
-const LONG: [&[&str]; 2] = [&["message"], &["process", "command_line"]];
+/// Where the project's own fields are.
+const OWN: &str = "pathwatch";
 /// What goes, in this order, when a document is too large.
 const ORDER: [&[&str]; 11] = [
     &["process", "parent", "args"],
@@ -21,120 +21,151 @@ const ORDER: [&[&str]; 11] = [
     &["pathwatch", "raw"],
     &["pathwatch", "full"],
 ];
-/// ECS fields that are dates.
-const DATES: [&[&str]; 6] = [
-    &["@timestamp"],
-    &["event", "created"],
-    &["event", "start"],
-    &["event", "end"],
-    &["process", "start"],
-    &["pathwatch", "summary", "process", "start"],
-];
+/// No date is longer, with the longest name of a time zone.
+const DATE_BYTES: usize = 100;
+/// Names of fields that are dates, wherever they stand: all names are the encoder's own.
+const DATES: [&str; 4] = ["@timestamp", "created", "start", "end"];
 /// Bytes of a sentence.
 const MESSAGE_BYTES: usize = 2048;
 
-/// Shortens every keyword of the ECS document to what can be found; the whole goes to `pathwatch.full`, the field's name to
-/// `pathwatch.truncated`.
-pub(super) fn shorten_keywords(document: &mut Value) {
+/// Puts the ECS document in order for those who index it, in one walk:
+///
+/// - Nulls, and objects and lists in which nothing is left, are taken out.
+/// - Keywords are shortened to what can be found; the whole goes to `pathwatch.full`, the field's name to
+///   `pathwatch.truncated`.
+/// - Texts that OpenSearch's dynamic mapping would take for dates get a space behind them, and are named in
+///   `pathwatch.padded`, if `pads`: the first such file, pod or tag in an index would make its field a date there, and the
+///   index would refuse all others from then on.
+pub(super) fn put_in_order(document: &mut Value, pads: bool) {
     let Value::Object(fields) = document else { return };
-    let (mut full, mut truncated) = (Map::new(), Vec::new());
-    for (name, value) in fields.iter_mut().filter(|(name, _)| *name != "pathwatch") {
-        let mut path = vec![name.as_str()];
-        if let Some(whole) = shorten(value, &mut path, &mut truncated) {
+    let mut changed = Changed { pads, ..Changed::default() };
+    let mut full = Map::new();
+    fields.retain(|name, value| {
+        if let Some(whole) = order(name, value, name == OWN, &mut changed) {
             full.insert(name.clone(), whole);
         }
-    }
-    if truncated.is_empty() {
+        !is_nothing(value)
+    });
+    if changed.truncated.is_empty() && changed.padded.is_empty() {
         return;
     }
-    let own = fields.entry("pathwatch").or_insert_with(|| Value::Object(Map::new()));
-    if let Value::Object(own) = own {
-        own.insert("full".to_owned(), full.into());
-        own.insert("truncated".to_owned(), truncated.into());
+    if let Value::Object(own) = fields.entry(OWN).or_insert_with(|| Value::Object(Map::new())) {
+        for (name, names) in [("truncated", changed.truncated), ("padded", changed.padded)] {
+            if !names.is_empty() {
+                own.insert(name.to_owned(), names.into());
+            }
+        }
+        if !full.is_empty() {
+            own.insert("full".to_owned(), full.into());
+        }
     }
 }
 
-/// Shortens what is at `path`; returns the whole of what was shortened, nested likewise.
-fn shorten<'a>(value: &'a mut Value, path: &mut Vec<&'a str>, truncated: &mut Vec<Value>) -> Option<Value> {
+/// Names of fields that are not as they were.
+#[derive(Default)]
+struct Changed {
+    /// Whether dates are padded.
+    pads: bool,
+    truncated: Vec<String>,
+    padded: Vec<String>,
+}
+
+fn is_nothing(value: &Value) -> bool {
     match value {
+        Value::Null => true,
+        Value::Object(fields) => fields.is_empty(),
+        Value::Array(items) => items.is_empty(),
+        Value::String(_) | Value::Bool(_) | Value::Number(_) => false,
+    }
+}
+
+/// Orders the field `name`; returns the whole of what was shortened in it, nested likewise. What is `own` is never shortened.
+fn order(name: &str, value: &mut Value, own: bool, changed: &mut Changed) -> Option<Value> {
+    let before = (changed.truncated.len(), changed.padded.len());
+    let whole = match value {
         Value::String(text) => {
-            let limit = if path == LONG[0] {
-                MESSAGE_BYTES
-            } else if path == LONG[1] {
-                usize::MAX
-            } else {
-                KEYWORD_BYTES
-            };
-            if text.len() <= limit {
-                return None;
-            }
-            truncated.push(path.join(".").into());
-            let short = cut(text, limit).to_owned();
-            Some(std::mem::replace(text, short).into())
+            let whole = if own { None } else { shorten(text, limit(name)) };
+            let padded = changed.pads && !DATES.contains(&name) && pad(text);
+            changed.truncated.extend(whole.is_some().then(String::new));
+            changed.padded.extend(padded.then(String::new));
+            whole.map(Value::from)
         }
-        Value::Array(items) => {
-            let long = items.iter().any(|item| item.as_str().is_some_and(|text| text.len() > KEYWORD_BYTES));
-            if !long {
-                return None;
-            }
-            truncated.push(path.join(".").into());
-            let whole = items.clone();
-            for item in items {
-                if let Value::String(text) = item {
-                    let short = cut(text, KEYWORD_BYTES).len();
-                    text.truncate(short);
-                }
-            }
-            Some(whole.into())
-        }
+        Value::Array(items) => order_items(items, own, changed),
         Value::Object(fields) => {
             let mut full = Map::new();
-            for (name, value) in fields {
-                let mut below = path.clone();
-                below.push(name);
-                if let Some(whole) = shorten(value, &mut below, truncated) {
+            fields.retain(|name, value| {
+                if let Some(whole) = order(name, value, own, changed) {
                     full.insert(name.clone(), whole);
                 }
-            }
+                !is_nothing(value)
+            });
             (!full.is_empty()).then(|| full.into())
         }
         Value::Null | Value::Bool(_) | Value::Number(_) => None,
+    };
+    // What was found below has its name from there on.
+    let below = changed.truncated.iter_mut().skip(before.0).chain(changed.padded.iter_mut().skip(before.1));
+    below.for_each(|found| *found = if found.is_empty() { name.to_owned() } else { format!("{name}.{found}") });
+    whole
+}
+
+/// The same of a list: one name for all of it.
+fn order_items(items: &mut [Value], own: bool, changed: &mut Changed) -> Option<Value> {
+    let long = |item: &Value| item.as_str().is_some_and(|text| text.len() > KEYWORD_BYTES);
+    let whole = (!own && items.iter().any(long)).then(|| Value::from(items.to_vec()));
+    let (mut below, mut padded) = (Changed { pads: changed.pads, ..Changed::default() }, false);
+    for item in items {
+        match item {
+            Value::String(text) => {
+                if !own {
+                    shorten(text, KEYWORD_BYTES);
+                }
+                padded |= changed.pads && pad(text);
+            }
+            // A list of objects is one field for each of theirs.
+            Value::Object(fields) => {
+                fields.retain(|name, value| {
+                    order(name, value, true, &mut below);
+                    !is_nothing(value)
+                });
+            }
+            Value::Array(_) | Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        }
+    }
+    below.padded.sort_unstable();
+    below.padded.dedup();
+    changed.padded.extend(below.padded);
+    changed.truncated.extend(whole.is_some().then(String::new));
+    changed.padded.extend(padded.then(String::new));
+    whole
+}
+
+/// Bytes that a field's text may have.
+fn limit(name: &str) -> usize {
+    match name {
+        "message" => MESSAGE_BYTES,
+        // Its type is made for it.
+        "command_line" => usize::MAX,
+        _ => KEYWORD_BYTES,
     }
 }
 
-/// Puts a space behind every text that OpenSearch's dynamic mapping would take for a date, and names it in
-/// `pathwatch.padded`: the first such file, pod or tag in an index would make its field a date there, and the index would
-/// refuse all others from then on.
-pub(super) fn pad_dates(document: &mut Value) {
-    let mut padded = Vec::new();
-    pad(document, &mut Vec::new(), &mut padded);
-    if let Some(own) = document.get_mut("pathwatch").and_then(Value::as_object_mut)
-        && !padded.is_empty()
-    {
-        padded.sort_unstable();
-        padded.dedup();
-        own.insert("padded".to_owned(), padded.into());
+/// Cuts the text; returns the whole of it if it was longer.
+fn shorten(text: &mut String, limit: usize) -> Option<String> {
+    if text.len() <= limit {
+        return None;
     }
+    let short = cut(text, limit).to_owned();
+    Some(std::mem::replace(text, short))
 }
 
-fn pad<'a>(value: &'a mut Value, path: &mut Vec<&'a str>, padded: &mut Vec<String>) {
-    match value {
-        Value::String(text) => {
-            if is_like_a_date(text) && !DATES.contains(&path.as_slice()) {
-                text.push(' ');
-                padded.push(path.join("."));
-            }
-        }
-        Value::Array(items) => items.iter_mut().for_each(|item| pad(item, &mut path.clone(), padded)),
-        Value::Object(fields) => {
-            for (name, value) in fields {
-                let mut below = path.clone();
-                below.push(name);
-                pad(value, &mut below, padded);
-            }
-        }
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+/// Puts a space behind what looks like a date.
+fn pad(text: &mut String) -> bool {
+    let found = is_like_a_date(text);
+    if found {
+        text.push(' ');
     }
+    found
 }
 
 /// What `date_detection` of OpenSearch 2.19 tries to read as a date, and somewhat more: `strict_date_optional_time` and
@@ -146,8 +177,10 @@ fn is_like_a_date(text: &str) -> bool {
     digits >= 4
         && digits < text.len()
         && matches!(rest.as_bytes().get(date), None | Some(b'T' | b' '))
-        // One of digits only is no date to it, and ids must stay what they are.
+        && text.len() <= DATE_BYTES
+        // These are no dates to it, and must stay what they are.
         && uuid::Uuid::try_parse(text).is_err()
+        && text.parse::<std::net::IpAddr>().is_err()
 }
 
 /// Takes parts out of a document of `size` bytes until it has at most `limit`; true if there was anything to do.
@@ -194,7 +227,7 @@ mod tests {
             "message": "m", "file": {"path": long, "name": "n"}, "process": {"args": ["a", long], "command_line": long},
             "pathwatch": {"path": {"home": long}},
         });
-        shorten_keywords(&mut document);
+        put_in_order(&mut document, true);
         assert_eq!(document["file"]["path"], "ü".repeat(512));
         assert_eq!(document["process"]["args"], json!(["a", "ü".repeat(512)]));
         assert_eq!(document["process"]["command_line"], long);
@@ -212,7 +245,7 @@ mod tests {
             "@timestamp": "2026-11-22T12:00:00Z", "file": {"name": "2026-11-22", "path": "/2026-11-22", "inode": "20261122"},
             "container": {"image": {"tag": ["v1", "2026/02/31"]}}, "pathwatch": {"pattern": "2026-11T12:00"},
         });
-        pad_dates(&mut document);
+        put_in_order(&mut document, true);
         assert_eq!(document["@timestamp"], "2026-11-22T12:00:00Z");
         assert_eq!(document["file"], json!({"name": "2026-11-22 ", "path": "/2026-11-22", "inode": "20261122"}));
         assert_eq!(document["container"]["image"]["tag"], json!(["v1", "2026/02/31 "]));
@@ -227,6 +260,7 @@ mod tests {
             ("shadow", false),
             ("1.29", false),
             ("00000000-0000-0000-0000-000000000001", false),
+            ("2001:470:1:2::5", false),
             ("2026-11", true),
             ("2026T", true),
             ("0611-22", true),

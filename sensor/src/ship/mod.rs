@@ -181,6 +181,7 @@ pub fn start(
         committed: committed_reader,
         progress,
         dead,
+        metrics: metrics.clone(),
         notices: notices.clone(),
     });
     let parts = book::Parts {

@@ -19,8 +19,7 @@ const SEVERITIES: [&str; 6] = ["Unknown", "Informational", "Low", "Medium", "Hig
 /// What is said as one OCSF document.
 pub(super) fn document(encoder: &Encoder, said: &Said<'_>, place: Place) -> Value {
     let mut ecs = ecs::document(encoder, said, place);
-    super::encoder::prune(&mut ecs);
-    limits::shorten_keywords(&mut ecs);
+    limits::put_in_order(&mut ecs, false);
     // What it holds stands in up to three places here.
     let size = ecs.to_string().len();
     limits::shrink(&mut ecs, size, RECORD_LIMIT / 3);

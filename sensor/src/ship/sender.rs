@@ -1,10 +1,12 @@
 //! The spool to the sink: sends in order, waits for acknowledgements, sends again what failed.
 use std::{
     collections::{BTreeMap, BTreeSet},
+    sync::Arc,
     time::Duration,
 };
 
 use anyhow::Context as _;
+use jiff::Timestamp;
 use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval, sleep_until},
@@ -12,7 +14,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use super::{book::Dead, kafka, lines, record::Record, spool, store};
-use crate::notice::Notices;
+use crate::{metrics::Metrics, notice::Notices};
 
 /// Records that are read from the spool at a time.
 const BATCH: usize = 512;
@@ -70,6 +72,15 @@ pub(super) struct Progress {
     pub(super) handed: u64,
 }
 
+/// A record on its way.
+struct Flight {
+    /// Which producer it went to.
+    generation: u32,
+    sent: Instant,
+    /// When what it tells of happened.
+    time: Timestamp,
+}
+
 /// The sending half of the stage.
 pub(super) struct Sender {
     spool: spool::Reader,
@@ -78,11 +89,12 @@ pub(super) struct Sender {
     committed: watch::Receiver<u64>,
     progress: watch::Sender<Progress>,
     dead: mpsc::Sender<Dead>,
+    metrics: Arc<Metrics>,
     notices: Notices,
     /// Next record to send for the first time.
     next: u64,
-    /// Sent, by which producer and when, and neither delivered nor failed yet.
-    in_flight: BTreeMap<u64, (u32, Instant)>,
+    /// Sent, and neither delivered nor failed yet.
+    in_flight: BTreeMap<u64, Flight>,
     /// To be sent again; none of them is in flight.
     failed: BTreeSet<u64>,
     /// When that happens next.
@@ -104,13 +116,14 @@ pub(super) struct Parts {
     pub(super) committed: watch::Receiver<u64>,
     pub(super) progress: watch::Sender<Progress>,
     pub(super) dead: mpsc::Sender<Dead>,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) notices: Notices,
 }
 
 impl Sender {
     /// A sender of all that `spool` has beyond what is acknowledged.
     pub(super) fn new(parts: Parts) -> Self {
-        let Parts { spool, sink, stall, committed, progress, dead, notices } = parts;
+        let Parts { spool, sink, stall, committed, progress, dead, metrics, notices } = parts;
         let next = progress.borrow().acknowledged + 1;
         Self {
             next,
@@ -120,6 +133,7 @@ impl Sender {
             committed,
             progress,
             dead,
+            metrics,
             notices,
             in_flight: BTreeMap::new(),
             failed: BTreeSet::new(),
@@ -178,10 +192,10 @@ impl Sender {
         self.progress.send_if_modified(|old| std::mem::replace(old, now) != now);
     }
 
-    /// Hands the next records up to `last` to the sink, unless some wait to be sent again: order matters more than
-    /// speed then. True if there are more to hand over at once.
+    /// Hands the next records up to `last` to the sink, unless some wait to be sent again, or one must go alone: order
+    /// matters more than speed then. True if there are more to hand over at once.
     fn send(&mut self, last: u64) -> anyhow::Result<bool> {
-        if self.next > last || !self.failed.is_empty() {
+        if self.next > last || !self.failed.is_empty() || self.isolate {
             return Ok(false);
         }
         let Some(batch) = self.read(self.next, BATCH)? else { return Ok(false) };
@@ -228,7 +242,10 @@ impl Sender {
             Sink::File(file) => (file.send(number, &record), 0),
         };
         match handed {
-            Handed::Taken => drop(self.in_flight.insert(number, (generation, Instant::now()))),
+            Handed::Taken => {
+                let flight = Flight { generation, sent: Instant::now(), time: record.time };
+                self.in_flight.insert(number, flight);
+            }
             Handed::Refused => self.fail(number),
             Handed::TooLarge => {
                 let why = format!(
@@ -256,11 +273,14 @@ impl Sender {
 
     fn settle(&mut self, settled: Vec<Settled>) -> anyhow::Result<()> {
         for Settled { number, generation, fault } in settled {
-            let current = self.in_flight.get(&number).is_some_and(|(current, _)| *current == generation);
+            let current = self.in_flight.get(&number).is_some_and(|flight| flight.generation == generation);
             match fault {
                 None => {
                     // Whichever producer brought it there.
-                    self.in_flight.remove(&number);
+                    if let Some(flight) = self.in_flight.remove(&number) {
+                        let took = Timestamp::now().duration_since(flight.time);
+                        self.metrics.delivery_seconds.observe(Duration::try_from(took).unwrap_or_default());
+                    }
                     self.failed.remove(&number);
                     self.pause = FIRST_PAUSE;
                 }
@@ -274,6 +294,8 @@ impl Sender {
                         self.fail(number);
                         if fault == Fault::TooLarge {
                             (self.isolate, self.retry_at) = (true, Instant::now());
+                            let what = "a batch is larger than the topic takes, so records go one by one; if there are many of these, set batch.size in ship.kafka.properties to the topic's max.message.bytes";
+                            self.notices.add("ship", "kafka_batch_too_large", 1, what);
                         }
                     }
                 }
@@ -328,8 +350,8 @@ impl Sender {
     /// Looks whether the sink is alive, and whether its files are the same.
     fn look(&mut self) {
         let Sink::Kafka(producer) = &mut self.sink else { return };
-        let current = self.in_flight.values().filter(|(generation, _)| *generation == producer.generation());
-        let age = current.map(|(_, at)| at.elapsed()).max().unwrap_or_default();
+        let current = self.in_flight.values().filter(|flight| flight.generation == producer.generation());
+        let age = current.map(|flight| flight.sent.elapsed()).max().unwrap_or_default();
         tokio::task::block_in_place(|| {
             if age > self.stall * RENEW {
                 producer.renew(&format!("no answer for {} s", age.as_secs()));

@@ -307,7 +307,7 @@ impl Spool {
 }
 
 impl Reader {
-    /// At most `limit` records, and not much more than 4 MiB, from number `from` on, in order.
+    /// At most `limit` records, and not much more than 1 MiB, from number `from` on, in order.
     pub(super) fn read(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         let mut records = self.0.read(from, limit)?;
         // The first byte is the rank.

@@ -22,9 +22,9 @@ pub(super) const STATE: TableDefinition<'_, &[u8], &[u8]> = TableDefinition::new
 /// The spool's own numbers.
 pub(super) const META: TableDefinition<'_, &str, u128> = TableDefinition::new("meta");
 /// Bytes after which a read ends.
-const READ_BYTES: usize = 4 << 20;
+const READ_BYTES: usize = 1 << 20;
 /// Memory for pages; the sensor has little.
-const CACHE_BYTES: usize = 8 << 20;
+const CACHE_BYTES: usize = 4 << 20;
 
 /// How the database is opened; tests put a storage in that fails.
 pub(super) type Opener = Box<dyn Fn() -> Result<Database, DatabaseError> + Send + Sync>;

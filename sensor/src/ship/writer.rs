@@ -17,7 +17,7 @@ const TAKE: usize = 512;
 /// Shortest time between two commits under load: the disk may be etcd's too. An idle spool commits at once.
 const PACE: Duration = Duration::from_millis(50);
 /// Bytes at which a group is committed before its time, so that odd names cannot fill the memory.
-const COMMIT_BYTES: u64 = 4 << 20;
+const COMMIT_BYTES: u64 = 2 << 20;
 /// How often it is looked what there is to tell.
 const TICK: Duration = Duration::from_secs(1);
 /// How often a commit is tried at the end if the disk refuses.
@@ -47,7 +47,7 @@ impl Writer {
                 received = self.alerts.recv_many(&mut group, TAKE) => if received == 0 { break },
                 // Once the sender has ended these two are off, and only the end of the alerts ends the loop.
                 Ok(()) = self.progress.changed() => {}
-                Some(dead) = self.dead.recv() => self.book.bury(&dead, Now::read()),
+                Some(dead) = self.dead.recv() => self.book.bury(&dead),
                 _ = ticks.tick() => self.book.tell(Now::read(), false),
             }
             self.take(&mut group);
@@ -64,7 +64,7 @@ impl Writer {
         loop {
             tokio::select! {
                 changed = self.progress.changed() => if changed.is_err() { break },
-                Some(dead) = self.dead.recv() => self.book.bury(&dead, Now::read()),
+                Some(dead) = self.dead.recv() => self.book.bury(&dead),
             }
         }
         self.commit_at_last().await
@@ -79,7 +79,7 @@ impl Writer {
             }
             tokio::select! {
                 changed = self.progress.changed() => if changed.is_err() { return Ok(()) },
-                Some(dead) = self.dead.recv() => self.book.bury(&dead, Now::read()),
+                Some(dead) = self.dead.recv() => self.book.bury(&dead),
                 _ = ticks.tick() => self.book.tell(Now::read(), false),
             }
         }
@@ -116,7 +116,7 @@ impl Writer {
         // In this order: what is buried was sent before it counts as acknowledged.
         let progress = *self.progress.borrow_and_update();
         while let Ok(dead) = self.dead.try_recv() {
-            self.book.bury(&dead, Now::read());
+            self.book.bury(&dead);
         }
         tokio::task::block_in_place(|| {
             self.book.acknowledge(progress.acknowledged, progress.handed);

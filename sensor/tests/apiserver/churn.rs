@@ -16,7 +16,7 @@ use std::{
 use sensor::{
     event::{Enriched, Enrichment},
     matcher,
-    metrics::HOLD_BOUNDS,
+    metrics::BOUNDS,
 };
 
 use super::{
@@ -255,7 +255,7 @@ fn check(truths: &[Truth], pipeline: &Pipeline) {
     println!("complete: {complete} of {} ({:.2} %)", truths.len(), complete as f64 * 100.0 / truths.len() as f64);
     println!("container's name and image: {named}, of {of_one} that are alone in their pod");
     let metrics = &pipeline.metrics;
-    println!("held: {}, by seconds {HOLD_BOUNDS:?}: {:?}", metrics.held.get(), metrics.hold_seconds.get());
+    println!("held: {}, by seconds {BOUNDS:?}: {:?}", metrics.held.get(), metrics.hold_seconds.get());
     println!(
         "opens lost {}, records of processes and cgroups lost {}",
         metrics.opens_lost.get(),

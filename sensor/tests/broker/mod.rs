@@ -183,6 +183,24 @@ impl Broker {
         self.signal(Signal::CONT);
     }
 
+    /// Its process.
+    pub(crate) fn pid(&self) -> u32 {
+        self.running.as_ref().unwrap().id()
+    }
+
+    /// The broker's time of every record, in milliseconds since 1970, and the record.
+    pub(crate) fn times(&self, topic: &str) -> Vec<(i64, Value)> {
+        let out = Command::new("kcat")
+            .args(["-C", "-q", "-e", "-o", "beginning", "-b", &self.address(), "-t", topic, "-f", "%T\\x1f%s\\n"])
+            .output()
+            .unwrap();
+        let record = |line: &str| {
+            let (time, document) = line.split_once('\x1f').unwrap();
+            (time.parse().unwrap(), serde_json::from_str(document).unwrap())
+        };
+        String::from_utf8(out.stdout).unwrap().lines().map(record).collect()
+    }
+
     /// Whether it still runs.
     pub(crate) fn has_ended(&mut self) -> bool {
         self.running.as_mut().is_none_or(|child| child.try_wait().unwrap().is_some())
@@ -224,7 +242,8 @@ impl Broker {
     fn tool(&self, class: &str, arguments: &[&str]) {
         let address = self.address();
         let done = self.java(class).args(["--bootstrap-server", &address]).args(arguments).output().unwrap();
-        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stdout));
+        let said = [done.stdout, done.stderr].concat();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&said));
     }
 
     /// Lets `sensor` write to the topic, or no longer.
@@ -234,10 +253,10 @@ impl Broker {
         self.tool("org.apache.kafka.tools.AclCommand", &[act, &what[..]].concat());
     }
 
-    /// Sets the SCRAM passwords of `super`.
-    pub(crate) fn set_password(&self, password: &str) {
-        let passwords = format!("SCRAM-SHA-256=[password={password}],SCRAM-SHA-512=[password={password}]");
-        let alter = ["--alter", "--add-config", &passwords, "--entity-type", "users", "--entity-name", "super"];
+    /// Sets the password of `super` for SCRAM with SHA-256 or SHA-512.
+    pub(crate) fn set_password(&self, sum: u32, password: &str) {
+        let config = format!("SCRAM-SHA-{sum}=[password={password}]");
+        let alter = ["--alter", "--add-config", &config, "--entity-type", "users", "--entity-name", "super"];
         self.tool("kafka.admin.ConfigCommand", &alter);
     }
 

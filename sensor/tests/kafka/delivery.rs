@@ -20,7 +20,8 @@ use crate::{
 };
 
 /// No limit that a test could meet.
-const UNLIMITED: &str = "{policy: {per_second: 1000000, burst: 1000000}, node: {per_second: 1000000, burst: 1000000}}";
+const UNLIMITED: &str =
+    "{policy: {per_second: 1000000, burst: 1000000}, node: {per_second: 1000000, burst: 1000000}}";
 
 /// A node with a watched directory of its own, and a place for the sensor's state.
 struct Site {
@@ -73,7 +74,8 @@ impl Site {
 /// Waits until the spool has committed that many records.
 fn wait_for_spooled(sensor: &Sensor, records: u64) {
     let spooled = |log: &str| {
-        let said = log.rsplit_once("\"spooled\":").map(|(_, rest)| rest.split(['}', ',']).next().unwrap().to_owned());
+        let said =
+            log.rsplit_once("\"spooled\":").map(|(_, rest)| rest.split(['}', ',']).next().unwrap().to_owned());
         said.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
     };
     let began = Instant::now();
@@ -252,8 +254,5 @@ fn a_file_sink_rotates_and_holds_every_alert() {
     let last = documents.len() as u64;
     assert!(documents.iter().map(|d| d["event"]["sequence"].as_u64().unwrap()).eq(1..=last));
     let alerts = documents.iter().filter(|document| document["data_stream"]["dataset"] == "pathwatch.alert");
-    assert_eq!(
-        alerts.map(|d| d["file"]["path"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>(),
-        opened
-    );
+    assert_eq!(alerts.map(|d| d["file"]["path"].as_str().unwrap().to_owned()).collect::<BTreeSet<_>>(), opened);
 }

@@ -48,7 +48,7 @@ fn delivers(broker: &Broker, place: &Place, seen: &mut u64) {
 #[test]
 fn every_mechanism_delivers() {
     let broker = started();
-    broker.set_password("secret");
+    [256, 512].into_iter().for_each(|sum| broker.set_password(sum, "secret"));
     let mut seen = 0;
     let mutual = Place::new(&broker.tls_address()).set("SHIP__KAFKA__TLS", &tls(&broker, "ca", "super"));
     delivers(&broker, &mutual, &mut seen);
@@ -78,7 +78,7 @@ fn every_mechanism_delivers() {
 #[test]
 fn a_wrong_password_is_said_and_either_side_can_mend_it() {
     let broker = started();
-    broker.set_password("secret");
+    broker.set_password(512, "secret");
     let place = Place::new(&broker.sasl_address()).set("SHIP__KAFKA__TLS", &only_ca(&broker));
     let file = place.path("password");
     fs::write(&file, "wrong").unwrap();
@@ -88,10 +88,10 @@ fn a_wrong_password_is_said_and_either_side_can_mend_it() {
     shipper.feed(0..10);
     shipper.wait_for_log("check the name and the password in ship.kafka.sasl");
     // The broker is told the password that the sensor has.
-    broker.set_password("wrong");
+    broker.set_password(512, "wrong");
     shipper.wait_for_log("Kafka acknowledges again");
     // It is changed there, and the secret is replaced while the sensor runs.
-    broker.set_password("new");
+    broker.set_password(512, "new");
     let mut other = Place::new(&broker.sasl_address()).set("SHIP__KAFKA__TLS", &only_ca(&broker));
     other = other.set("SHIP__KAFKA__SASL", &sasl);
     let mut late = other.start();
@@ -157,7 +157,8 @@ fn certificates_that_do_not_serve_are_said_with_the_remedy_and_their_successors_
         (format!("{{ca_file: {}}}", key.display()), "holds no certificate in PEM"),
     ] {
         let place = Place::new(&broker.tls_address()).set("SHIP__KAFKA__TLS", &broken);
-        let out = place.command().args(["replay", "/dev/null", "--ship", "--policies", "policies"]).output().unwrap();
+        let out =
+            place.command().args(["replay", "/dev/null", "--ship", "--policies", "policies"]).output().unwrap();
         let said = String::from_utf8_lossy(&out.stderr).into_owned();
         assert!(out.status.code() == Some(1) && said.contains(wanted), "{said}");
     }
@@ -210,8 +211,10 @@ impl Signer {
         openssl(directory.path(), &["genrsa", "-out", "key.pem", "2048"]);
         let modulus = openssl(directory.path(), &["rsa", "-in", "key.pem", "-noout", "-modulus"]);
         let modulus = String::from_utf8(modulus).unwrap().trim().replace("Modulus=", "");
-        let bytes: Vec<u8> =
-            (0..modulus.len()).step_by(2).map(|at| u8::from_str_radix(&modulus[at..at + 2], 16).unwrap()).collect();
+        let bytes: Vec<u8> = (0..modulus.len())
+            .step_by(2)
+            .map(|at| u8::from_str_radix(&modulus[at..at + 2], 16).unwrap())
+            .collect();
         let key = json!({
             "kty": "RSA", "kid": "1", "use": "sig", "alg": "RS256", "e": "AQAB",
             "n": BASE64_URL_SAFE_NO_PAD.encode(bytes),
@@ -250,7 +253,8 @@ fn token_endpoint(token: String) -> String {
                 }
             }
             let text = String::from_utf8_lossy(&request).into_owned();
-            let good = ["grant_type=client_credentials", "client_id=pathwatch", "client_secret=hunter2", "scope=kafka"];
+            let good =
+                ["grant_type=client_credentials", "client_id=pathwatch", "client_secret=hunter2", "scope=kafka"];
             let answer = if good.iter().all(|part| text.contains(part)) {
                 json!({"access_token": token, "token_type": "Bearer", "expires_in": 3600}).to_string()
             } else {

@@ -103,7 +103,9 @@ impl Shipper {
             command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (stderr, writes) = (BufReader::new(child.stderr.take().unwrap()), log.clone());
-        thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| writes.lock().unwrap().push(line)));
+        thread::spawn(move || {
+            stderr.lines().map_while(Result::ok).for_each(|line| writes.lock().unwrap().push(line))
+        });
         let input = child.stdin.take();
         Self { child, input, log }
     }

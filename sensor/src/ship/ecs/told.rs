@@ -43,6 +43,9 @@ pub(super) fn summary(encoder: &Encoder, folded: &Folded, place: Place) -> Value
             "id": folded.rule.name, "name": folded.rule.name, "version": folded.rule.version, "ruleset": "pathwatch",
             "category": "file", "description": folded.rule.description,
         },
+        "threat": super::threat(&folded.rule.threat),
+        "tags": folded.rule.tags,
+        "user": {"id": folded.uid.map(|uid| uid.to_string())},
         "file": {"path": folded.path},
         "process": {"executable": folded.executable},
         "container": container.map(opener::container),
@@ -77,10 +80,7 @@ pub(super) fn summary(encoder: &Encoder, folded: &Folded, place: Place) -> Value
 /// Something is gone.
 pub(super) fn loss(encoder: &Encoder, loss: &Loss, place: Place) -> Value {
     let mut document = base(encoder, place, place.created, "pipeline_error", "loss");
-    let numbers = loss
-        .ranges
-        .iter()
-        .map(|(first, last)| if first == last { first.to_string() } else { format!("{first}-{last}") });
+    let (namespace, pod) = loss.subject.as_deref().and_then(|subject| subject.split_once('/')).unzip();
     let more = json!({
         "message": loss.message(),
         "event": {
@@ -90,6 +90,9 @@ pub(super) fn loss(encoder: &Encoder, loss: &Loss, place: Place) -> Value {
             "end": loss.last.to_string(),
         },
         "container": {"id": loss.kind.container},
+        "orchestrator": {
+            "namespace": namespace, "resource": {"type": pod.map(|_| "pod"), "name": pod},
+        },
         "pathwatch": {
             "schema_version": super::SCHEMA_VERSION,
             "policy": {"name": loss.kind.policy},
@@ -100,8 +103,7 @@ pub(super) fn loss(encoder: &Encoder, loss: &Loss, place: Place) -> Value {
                 "numbered": loss.numbered(),
                 "first_sequence": loss.ranges.iter().map(|(first, _)| first).min(),
                 "last_sequence": loss.ranges.iter().map(|(_, last)| last).max(),
-                "sequences": numbers.collect::<Vec<_>>(),
-                "subject": loss.subject,
+                "ranges": loss.ranges.iter().map(|(first, last)| json!({"first": first, "last": last})).collect::<Vec<_>>(),
             },
         },
     });

@@ -83,8 +83,14 @@ impl ClientContext for Context {
     }
 
     fn error(&self, error: KafkaError, reason: &str) {
-        let remedy = error.rdkafka_error_code().map_or("", remedy);
-        self.shared.degrade(&format!("{reason} ({error}){remedy}"));
+        let code = error.rdkafka_error_code();
+        if code == Some(RDKafkaErrorCode::AllBrokersDown) {
+            self.shared.degrade("no broker can be reached");
+        } else {
+            // A broker that refuses our certificate says so in the text only.
+            let code = if reason.contains("SSL routines") { Some(RDKafkaErrorCode::SSL) } else { code };
+            self.shared.degrade(&format!("{reason} ({error}){}", code.map_or("", remedy)));
+        }
     }
 
     fn generate_oauth_token(&self, _: Option<&str>) -> Result<OAuthToken, Box<dyn std::error::Error>> {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use super::Key;
 use crate::{
     event::{Container, Name, Operation, Pod},
-    policy::{Alert, Severity},
+    policy::{Alert, Severity, Threat},
     ship::{
         redact::Redact,
         text::{cut, text},
@@ -35,13 +35,15 @@ pub(in crate::ship) enum Cause {
 }
 
 /// The policy of a summary or a loss.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(in crate::ship) struct Rule {
     pub(in crate::ship) name: String,
     pub(in crate::ship) namespace: Option<String>,
     pub(in crate::ship) version: String,
     pub(in crate::ship) description: String,
     pub(in crate::ship) severity: Severity,
+    pub(in crate::ship) tags: Vec<String>,
+    pub(in crate::ship) threat: Vec<Threat>,
 }
 
 impl Rule {
@@ -61,6 +63,8 @@ impl Rule {
             version: alert.policy.version.clone(),
             description: cut(&policy.spec.description, PATH_BYTES).to_owned(),
             severity: policy.spec.severity,
+            tags: policy.spec.tags.clone(),
+            threat: policy.spec.threat.clone(),
         }
     }
 }
@@ -99,6 +103,8 @@ pub(in crate::ship) struct Folded {
     pub(in crate::ship) first_alert: Option<Uuid>,
     pub(in crate::ship) path: Option<String>,
     pub(in crate::ship) executable: Option<String>,
+    /// The user, if it is one.
+    pub(in crate::ship) uid: Option<u32>,
     pub(in crate::ship) operations: Vec<Operation>,
     pub(in crate::ship) result: i32,
     pub(in crate::ship) container: Option<Arc<Container>>,
@@ -129,6 +135,7 @@ impl Folded {
             first_alert: None,
             path: None,
             executable: None,
+            uid: None,
             operations: Vec::new(),
             result: enriched.event.result,
             container: enriched.container.clone(),
@@ -146,6 +153,7 @@ impl Folded {
             first_alert: Some(id),
             path: alert.event.event.best_path().map(short),
             executable: alert.event.process.executable.as_ref().map(short),
+            uid: Some(alert.event.event.ids.uid),
             operations: alert.event.event.operations(),
             ..Self::new(Cause::Repeats, alert)
         }
