@@ -7,6 +7,7 @@ pub mod enrich;
 pub mod event;
 pub mod hierarchy;
 pub mod matcher;
+pub mod memory;
 pub mod metrics;
 pub mod notice;
 pub mod observation;

@@ -29,7 +29,7 @@ use uuid::Uuid;
 
 use self::decode::Decoder;
 use crate::{
-    event::CaptureMode, hierarchy::Hierarchy, metrics::Metrics, notice::Notices, observation::Observation,
+    event::CaptureMode, hierarchy::Hierarchy, memory, metrics::Metrics, notice::Notices, observation::Observation,
 };
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
@@ -170,7 +170,7 @@ impl Capture {
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
         let (mut programs, mode) = load::load(config, hierarchy)?;
-        give_memory_back();
+        memory::give_back();
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
         let mut counters = |name| PerCpuArray::try_from(map(name)?).map_err(|why| Error::Load(name, why.into()));
@@ -308,16 +308,6 @@ fn growth(counters: &PerCpuArray<MapData, u64>, slot: usize, seen: &mut u64) -> 
     let new = total.saturating_sub(*seen);
     *seen = total;
     Ok(new)
-}
-
-/// The kernel's types took some 30 MiB to read and are needed no more; the C library would keep them for later.
-fn give_memory_back() {
-    #[cfg(target_env = "gnu")]
-    // SAFETY: it has no preconditions, and changes nothing that is in use.
-    #[expect(unsafe_code, reason = "only the C library can do it")]
-    unsafe {
-        libc::malloc_trim(0)
-    };
 }
 
 /// The id of this boot, which the kernel draws at random.

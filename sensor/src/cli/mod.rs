@@ -17,7 +17,7 @@ use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 use crate::{
     capture,
     config::{self, Config, LogFormat},
-    matcher,
+    matcher, memory,
     policy::{Directory, Errors, Loaded, shown},
 };
 
@@ -143,6 +143,7 @@ fn lines(loaded: &Loaded) -> Option<Errors> {
 /// Parses the arguments, does what they say, and tells how it went.
 #[must_use]
 pub fn main() -> ExitCode {
+    memory::share_arenas();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(usage) => {

@@ -268,7 +268,7 @@ fn nothing_acknowledged_is_lost_and_every_loss_is_a_record() {
     let seed = std::env::var("CONSERVATION_SEED").ok().and_then(|seed| seed.parse().ok());
     let seed = seed.unwrap_or_else(|| fastrand::u64(..));
     let rounds: u32 =
-        std::env::var("CONSERVATION_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(24);
+        std::env::var("CONSERVATION_ROUNDS").ok().and_then(|rounds| rounds.parse().ok()).unwrap_or(16);
     println!("seed {seed}, {rounds} rounds (CONSERVATION_SEED, CONSERVATION_ROUNDS)");
     let began = Instant::now();
     let mut run = Run::new(seed);

@@ -14,7 +14,7 @@ const OWN: &[(&str, &str, &str)] = &[
     ("message.timeout.ms", "0", "the spool decides when an alert is given up, not a timer"),
     ("message.send.max.retries", "2147483647", "the spool decides when an alert is given up, not a count"),
     ("queue.buffering.max.messages", "4000", "it bounds the sensor's memory"),
-    ("queue.buffering.max.kbytes", "8192", "it bounds the sensor's memory"),
+    ("queue.buffering.max.kbytes", "6144", "it bounds the sensor's memory"),
     ("delivery.report.only.error", "", "an alert is deleted from the spool when its delivery is reported"),
     ("test.mock.num.brokers", "", "a mock would acknowledge what nobody keeps"),
     ("transactional.id", "", "the spool resends, it does not use transactions"),
