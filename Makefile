@@ -64,16 +64,17 @@ siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSea
 	e2e/setup.sh kafka opensearch siem
 	e2e/siem.sh $(RELEASE)
 
-bench: ## what one event costs the matcher, by the number of patterns
-	e2e/setup.sh build
+bench: ## what one event costs the matcher; events a second through a real broker, latency, memory of a full spool
+	e2e/setup.sh build kafka
 	cargo bench --locked -p sensor
 
 fuzz: ## the policy parser and the glob compiler, ten minutes each with coverage feedback
 	e2e/setup.sh build fuzz
 	e2e/fuzz.sh
 
-soak: release ## an hour of builds, and the API server away for five minutes
-	e2e/setup.sh build cluster
+soak: release ## 500 rounds of faults at a real broker, an hour of builds, the API server away for five minutes
+	e2e/setup.sh build cluster kafka
+	CONSERVATION_ROUNDS=500 cargo test --locked -p sensor --test kafka $(AS_ROOT) -- --nocapture conservation
 	OUTAGE_SECONDS=300 cargo test --locked -p sensor --test apiserver $(AS_ROOT) -- --test-threads=1 --nocapture outage
 	SOAK_SECONDS=3600 PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test load $(AS_ROOT) -- --test-threads=1 --nocapture
 
@@ -81,12 +82,13 @@ workload: release ## ordinary work under the whole policy library: no alert; onl
 	GUEST_KERNELS= e2e/setup.sh e2e guests
 	$(SUDO) e2e/workload.sh $(RELEASE)
 
-lint: ## formatting, lints of both sides, dependencies' licences and sources
+lint: ## formatting, lints of both sides, dependencies' licences and sources, schemas of records
 	e2e/setup.sh build lint
 	cargo fmt --check
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTC_BOOTSTRAP=1 cargo clippy --locked -p sensor-ebpf --bins --target bpfel-unknown-none -Zbuild-std=core --target-dir target/ebpf-lint -- -D warnings
 	cargo deny --locked check licenses bans sources
+	e2e/schemas.py --check
 
 full: lint test e2e siem bench fuzz soak workload ## everything, and the kernels that CI leaves out
 	$(MAKE) test-guests KERNELS="6.1 7"

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # setup.sh STEP...   makes a Debian machine ready; every step is idempotent and a no-op when done.
 #   build   what compiles the sensor: Debian packages, core's source for the BPF target, bpf-linker
-#   lint    cargo-deny
+#   lint    cargo-deny, and what fetches the packages of ECS and OCSF
 #   fuzz    the C++ compiler that builds libFuzzer
 #   e2e     what the README's journey is checked with
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
@@ -83,7 +83,10 @@ step_build() {
 
 step_fuzz() { packages g++=g++; }
 
-step_lint() { cargo_tool cargo-deny $cargo_deny; }
+step_lint() {
+  packages python3=python3-minimal npm=npm pip3=python3-pip
+  cargo_tool cargo-deny $cargo_deny
+}
 
 step_e2e() { packages python3=python3-minimal script=bsdutils; }
 
@@ -101,7 +104,7 @@ step_guests() {
 }
 
 step_kafka() {
-  packages java=openjdk-17-jre-headless mvn=maven kcat=kcat
+  packages java=openjdk-17-jre-headless mvn=maven kcat=kcat openssl=openssl
   local libs=$cache/kafka-$kafka
   [ -e "$libs/.complete" ] && return
   say "fetching Apache Kafka $kafka (54 MB)"

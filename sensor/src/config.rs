@@ -217,7 +217,7 @@ mod tests {
             (
                 "ship: {snik: file}",
                 &[][..],
-                "F: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `spool`, `file`, `kafka` at line 1 column 8",
+                "F: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `format`, `redact`, `heartbeat`, `spool`, `storm`, `file`, `kafka` at line 1 column 8",
             ),
             ("ship: [", &[], "F: ship: invalid type: sequence, expected struct Config at line 1 column 7"),
             (

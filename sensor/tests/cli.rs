@@ -50,7 +50,7 @@ fn an_unknown_configuration_key_is_64_with_its_place() {
         (code, said.as_str()),
         (
             64,
-            "pathwatch: c.yaml: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `spool`, `file`, `kafka` at line 1 column 8"
+            "pathwatch: c.yaml: ship: unknown field `snik`, expected one of `sink`, `state_dir`, `format`, `redact`, `heartbeat`, `spool`, `storm`, `file`, `kafka` at line 1 column 8"
         )
     );
     let (code, said) = run_with(&[], &["--config", "missing.yaml"]);

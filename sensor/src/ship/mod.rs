@@ -166,7 +166,7 @@ pub fn start(
     let sink = match config.sink {
         SinkKind::Kafka => {
             let name = encoder.node_name();
-            Sink::Kafka(kafka::Producer::new(&config.kafka, name, metrics.clone(), notices.clone())?)
+            Sink::Kafka(Box::new(kafka::Producer::new(&config.kafka, name, metrics.clone(), notices.clone())?))
         }
         SinkKind::File | SinkKind::Stdout => Sink::File(lines::File::open(&config.file)?),
     };

@@ -118,7 +118,7 @@ fn finding(ecs: Ecs<'_>, said: &Said<'_>) -> Value {
     let (start, end) = if is_summary { ("/event/start", "/event/end") } else { ("/@timestamp", "/@timestamp") };
     let count = match said {
         Said::Summary(folded) => i32::try_from(folded.suppressed + folded.limited).unwrap_or(i32::MAX),
-        _ => 1,
+        Said::Alert(_) | Said::Loss(_) | Said::Health(_) | Said::Heartbeat(_) => 1,
     };
     let denied = ecs.0.pointer("/event/type/1").and_then(Value::as_str) == Some("denied");
     let (activity, name) = if is_summary { (2, "Update") } else { (1, "Create") };
@@ -158,7 +158,8 @@ fn finding_info(ecs: Ecs<'_>, said: &Said<'_>) -> Value {
         },
         "attacks": match said {
             Said::Alert(alert) => alert.policy.policy.spec.threat.iter().map(attack).collect(),
-            _ => Vec::new(),
+            Said::Summary(folded) => folded.rule.threat.iter().map(attack).collect(),
+            Said::Loss(_) | Said::Health(_) | Said::Heartbeat(_) => Vec::new(),
         },
         "tags": (!tags.is_null()).then(|| json!([{"name": "tags", "values": tags}])),
     })
@@ -294,7 +295,7 @@ fn error(ecs: Ecs<'_>, said: &Said<'_>) -> Value {
     let (severity, count) = match said {
         Said::Loss(loss) => (3, loss.count),
         Said::Health(notice) => (2, notice.count),
-        _ => (1, 1),
+        Said::Alert(_) | Said::Summary(_) | Said::Heartbeat(_) => (1, 1),
     };
     json!({
         "class_uid": 6008, "class_name": "Application Error", "category_uid": 6, "category_name": "Application Activity",
@@ -303,7 +304,7 @@ fn error(ecs: Ecs<'_>, said: &Said<'_>) -> Value {
         "severity_id": severity, "severity": SEVERITIES.get(severity),
         "status_code": match said {
             Said::Loss(loss) => Value::from(loss.kind.reason.as_str()),
-            _ => ecs.get("/event/action"),
+            Said::Alert(_) | Said::Summary(_) | Said::Health(_) | Said::Heartbeat(_) => ecs.get("/event/action"),
         },
         "status_detail": ecs.get("/event/reason"),
         "count": (count > 0).then(|| i32::try_from(count).unwrap_or(i32::MAX)),

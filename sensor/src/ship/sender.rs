@@ -26,9 +26,12 @@ const TICK: Duration = Duration::from_secs(1);
 /// Times the stall after which the connection is made anew.
 const RENEW: u32 = 5;
 
+/// Records as the spool has them, by number.
+type Batch = Vec<(u64, Vec<u8>)>;
+
 /// Where records go.
 pub(super) enum Sink {
-    Kafka(kafka::Producer),
+    Kafka(Box<kafka::Producer>),
     File(lines::File),
 }
 
@@ -162,7 +165,7 @@ impl Sender {
                 return Ok(());
             }
             // One that goes alone waits for those before it.
-            let may_retry = !self.failed.is_empty() && !(self.isolate && !self.in_flight.is_empty());
+            let may_retry = !self.failed.is_empty() && (!self.isolate || self.in_flight.is_empty());
             tokio::select! {
                 biased;
                 () = give_up.cancelled() => {
@@ -220,7 +223,7 @@ impl Sender {
     }
 
     /// Reads from the spool; None while its disk fails.
-    fn read(&self, from: u64, limit: usize) -> anyhow::Result<Option<Vec<(u64, Vec<u8>)>>> {
+    fn read(&self, from: u64, limit: usize) -> anyhow::Result<Option<Batch>> {
         match tokio::task::block_in_place(|| self.spool.read(from, limit)) {
             Ok(batch) => Ok(Some(batch)),
             // The next tick tries again.

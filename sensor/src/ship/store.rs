@@ -43,12 +43,11 @@ impl fmt::Debug for Store {
 
 /// True for errors that time or free space may cure.
 pub(super) fn is_transient(why: &Error) -> bool {
-    match why {
-        Error::Io(why) => why.kind() != std::io::ErrorKind::InvalidData,
-        // What redb says of every call after the first error, until it is opened anew.
-        Error::PreviousIo | Error::DatabaseClosed => true,
-        _ => false,
+    if let Error::Io(why) = why {
+        return why.kind() != std::io::ErrorKind::InvalidData;
     }
+    // What redb says of every call after the first error, until it is opened anew.
+    matches!(why, Error::PreviousIo | Error::DatabaseClosed)
 }
 
 impl Store {

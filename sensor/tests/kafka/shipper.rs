@@ -1,4 +1,5 @@
 //! Recorded opens through the real binary to a sink, fed as the test goes: no kernel and no root needed.
+#![allow(dead_code, clippy::allow_attributes, reason = "each test takes from here what it needs")]
 use std::{
     collections::BTreeSet,
     io::{BufRead as _, BufReader, Write as _},

@@ -1,4 +1,5 @@
 //! One record of each kind in each schema, as committed in sensor/tests/schema/good; tests/schema.rs validates them.
+#![expect(clippy::print_stdout, reason = "sizes belong in the log")]
 use std::{fs, path::Path};
 
 use serde_json::json;

@@ -121,7 +121,9 @@ impl Encoder {
         let (agent, epoch) = (self.identity.agent_id, self.identity.epoch);
         let id = match said {
             Said::Alert(alert) => self.alert_id(alert),
-            _ => record_id(agent, epoch, sequence, created),
+            Said::Summary(_) | Said::Loss(_) | Said::Health(_) | Said::Heartbeat(_) => {
+                record_id(agent, epoch, sequence, created)
+            }
         };
         let subject = said.pod().map(|pod| format!("{}/{}", pod.namespace, pod.name));
         let mut record = Record {
@@ -163,7 +165,7 @@ impl Said<'_> {
     fn rank(&self) -> Rank {
         match self {
             Self::Alert(alert) => alert.policy.policy.spec.severity as Rank,
-            _ => SYSTEM,
+            Self::Summary(_) | Self::Loss(_) | Self::Health(_) | Self::Heartbeat(_) => SYSTEM,
         }
     }
 
@@ -171,7 +173,7 @@ impl Said<'_> {
     fn time(&self) -> Option<Timestamp> {
         match self {
             Self::Alert(alert) => Some(alert.event.event.time),
-            _ => None,
+            Self::Summary(_) | Self::Loss(_) | Self::Health(_) | Self::Heartbeat(_) => None,
         }
     }
 

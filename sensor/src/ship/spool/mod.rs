@@ -298,10 +298,12 @@ impl Spool {
             self.floor = low.then(|| self.floor.unwrap_or(self.index.bytes()));
         }
         let size = std::fs::metadata(self.directory.join("spool.redb")).map_or(0, |file| file.len());
-        if self.index.is_empty() && !self.is_dirty() && size > COMPACT_BYTES {
-            if let Err(why) = self.store.compact() {
-                tracing::debug!("the spool cannot be made smaller: {why}");
-            }
+        if self.index.is_empty()
+            && !self.is_dirty()
+            && size > COMPACT_BYTES
+            && let Err(why) = self.store.compact()
+        {
+            tracing::debug!("the spool cannot be made smaller: {why}");
         }
     }
 }

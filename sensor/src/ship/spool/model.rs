@@ -1,4 +1,5 @@
 //! The spool against a model, on a storage that fails: unsynced writes are lost, the nth write fails, there is no space.
+#![expect(clippy::print_stdout, reason = "seed and counts belong in the log")]
 use std::{
     collections::BTreeMap,
     io,
@@ -145,36 +146,66 @@ fn held(spool: &Spool, rows: Vec<Row>) -> Model {
     }
 }
 
-/// One run; an error says where spool and model differ.
+/// One run.
+struct Run<'a> {
+    handle: Handle,
+    spool: Spool,
+    random: &'a mut fastrand::Rng,
+    happened: &'a mut Happened,
+    /// What was committed for sure, and what a failed commit may have left behind instead.
+    sure: Model,
+    model: Model,
+    /// The last commit failed, so what is on the disk cannot be read.
+    closed: bool,
+}
+
+/// An error says where spool and model differ.
 fn run(random: &mut fastrand::Rng, lies: bool, happened: &mut Happened) -> Result<(), String> {
     let handle = Handle(Arc::default());
-    let (mut spool, _) = open(&handle);
+    let (spool, _) = open(&handle);
     handle.0.lock().unwrap().lies = lies;
-    // What was committed for sure, and what a failed commit may have left behind instead.
-    let mut sure = Model { next: 1, ..Model::default() };
-    let mut model = sure.clone();
-    let mut closed = false;
+    let sure = Model { next: 1, ..Model::default() };
+    let mut run = Run { handle, spool, random, happened, model: sure.clone(), sure, closed: false };
     for step in 0..60 {
-        for _ in 0..random.usize(0..12) {
-            let (rank, len) = (random.u8(1..=6), random.usize(1..900));
-            let room = spool.make_room(rank, len, 0);
-            happened.evictions += room.gone.len() as u64;
-            for (number, record) in room.gone {
-                let known = model.records.remove(&number);
-                // While the disk fails, what is on it cannot be read.
-                if known.as_ref() != Some(&record) && !(closed && record.is_empty() && known.is_some()) {
-                    return Err(format!("step {step}: {number} was given up and is another"));
-                }
-            }
-            if room.fits {
-                let record = std::iter::repeat_with(|| random.u8(..)).take(len).collect::<Vec<_>>();
-                model.records.insert(model.next, record.clone());
-                model.next += 1;
-                spool.push(rank, &record);
-            } else {
-                happened.refusals += 1;
+        run.step().map_err(|why| format!("step {step}: {why}"))?;
+    }
+    Ok(())
+}
+
+impl Run<'_> {
+    fn step(&mut self) -> Result<(), String> {
+        for _ in 0..self.random.usize(0..12) {
+            self.push()?;
+        }
+        self.change();
+        self.commit();
+        if self.random.u8(0..8) == 0 { self.cut_power() } else { Ok(()) }
+    }
+
+    fn push(&mut self) -> Result<(), String> {
+        let (rank, len) = (self.random.u8(1..=6), self.random.usize(1..900));
+        let room = self.spool.make_room(rank, len, 0);
+        self.happened.evictions += room.gone.len() as u64;
+        for (number, record) in room.gone {
+            let known = self.model.records.remove(&number);
+            if known.as_ref() != Some(&record) && !(self.closed && record.is_empty() && known.is_some()) {
+                return Err(format!("{number} was given up and is another"));
             }
         }
+        if room.fits {
+            let record = std::iter::repeat_with(|| self.random.u8(..)).take(len).collect::<Vec<_>>();
+            self.spool.push(rank, &record);
+            self.model.records.insert(self.model.next, record);
+            self.model.next += 1;
+        } else {
+            self.happened.refusals += 1;
+        }
+        Ok(())
+    }
+
+    /// A row, acknowledgements, and a record without hope.
+    fn change(&mut self) {
+        let Self { spool, random, model, happened, .. } = self;
         let key = vec![random.u8(0..5)];
         let value = random.bool().then(|| vec![random.u8(..)]);
         match &value {
@@ -183,8 +214,8 @@ fn run(random: &mut fastrand::Rng, lies: bool, happened: &mut Happened) -> Resul
         }
         spool.set(key, value);
         if random.u8(0..3) == 0 {
-            let up_to = spool.acknowledged()
-                + random.u64(0..20).min(spool.committed().saturating_sub(spool.acknowledged()));
+            let waiting = spool.committed().saturating_sub(spool.acknowledged());
+            let up_to = spool.acknowledged() + random.u64(0..20).min(waiting);
             spool.acknowledge(up_to);
             model.records.retain(|number, _| *number > up_to);
             happened.acknowledgements += 1;
@@ -196,36 +227,38 @@ fn run(random: &mut fastrand::Rng, lies: bool, happened: &mut Happened) -> Resul
             model.records.remove(&number);
             happened.removals += 1;
         }
+    }
+
+    fn commit(&mut self) {
         {
-            let mut disk = handle.0.lock().unwrap();
-            let fails = random.u8(0..4) == 0;
-            disk.full = random.bool();
-            disk.fails_in = fails.then(|| random.u32(0..12));
+            let mut disk = self.handle.0.lock().unwrap();
+            disk.full = self.random.bool();
+            disk.fails_in = (self.random.u8(0..4) == 0).then(|| self.random.u32(0..12));
         }
-        let committed = spool.commit(Timestamp::UNIX_EPOCH).is_ok();
-        handle.0.lock().unwrap().fails_in = None;
-        closed = !committed;
-        if committed {
-            happened.commits += 1;
-            sure = model.clone();
+        self.closed = self.spool.commit(Timestamp::UNIX_EPOCH).is_err();
+        self.handle.0.lock().unwrap().fails_in = None;
+        if self.closed {
+            self.happened.failed_commits += 1;
         } else {
-            happened.failed_commits += 1;
-        }
-        if random.u8(0..8) == 0 {
-            happened.power_cuts += 1;
-            drop(std::mem::replace(&mut spool, open(&Handle(Arc::default())).0));
-            happened.dropped_writes += handle.cut_power(random) as u64;
-            let (again, rows) = std::panic::catch_unwind(|| open(&handle))
-                .map_err(|_| format!("step {step}: the spool cannot be opened any more"))?;
-            spool = again;
-            let found = held(&spool, rows);
-            if found != sure && (committed || found != model) {
-                return Err(format!("step {step}: after a power cut the spool holds something else"));
-            }
-            (sure, model, closed) = (found.clone(), found, false);
+            self.happened.commits += 1;
+            self.sure = self.model.clone();
         }
     }
-    Ok(())
+
+    fn cut_power(&mut self) -> Result<(), String> {
+        self.happened.power_cuts += 1;
+        drop(std::mem::replace(&mut self.spool, open(&Handle(Arc::default())).0));
+        self.happened.dropped_writes += self.handle.cut_power(self.random) as u64;
+        let again = std::panic::catch_unwind(|| open(&self.handle));
+        let Ok((again, rows)) = again else { return Err("the spool cannot be opened any more".to_owned()) };
+        self.spool = again;
+        let found = held(&self.spool, rows);
+        if found != self.sure && (!self.closed || found != self.model) {
+            return Err("after a power cut the spool holds something else".to_owned());
+        }
+        (self.sure, self.model, self.closed) = (found.clone(), found, false);
+        Ok(())
+    }
 }
 
 #[test]

@@ -1,3 +1,4 @@
+#![expect(clippy::print_stdout, reason = "seed and counts belong in the log")]
 use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
