@@ -67,10 +67,9 @@ impl Run {
             )
             .set("SHIP__HEARTBEAT", "1s")
             .set("SHIP__SPOOL__MAX_BYTES", "2MiB")
-            .set(
-                "SHIP__STORM",
-                "{window: 2s, policy: {per_second: 10, burst: 40}, node: {per_second: 20, burst: 100}}",
-            );
+            .set("SHIP__STORM__WINDOW", "2s")
+            .set("SHIP__STORM__POLICY", "{per_second: 40, burst: 80}")
+            .set("SHIP__STORM__NODE", "{per_second: 60, burst: 150}");
         mount(&place.state(), "24m");
         let run = Self {
             broker,
