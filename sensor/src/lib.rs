@@ -60,7 +60,7 @@ pub async fn run(
     let Common { metrics, notices, give_up } = common.clone();
     let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
 
-    loaded.tell(&metrics);
+    loaded.tell(&metrics, &notices);
     let (sets, policies) = watch::channel(loaded.set);
     let enriched = start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let alerts = start_matcher(enriched, policies, &common, &mut tasks);

@@ -2,7 +2,7 @@
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 /// One kind of trouble, however often it was met since the last look.
@@ -18,6 +18,16 @@ pub struct Notice {
     pub count: u64,
     /// The latest instance, for a person.
     pub detail: String,
+}
+
+/// How often a notice that repeats is logged.
+const REPEAT: Duration = Duration::from_secs(10);
+
+impl Notice {
+    fn log(&self) {
+        let Self { stage, reason, count, detail, .. } = self;
+        tracing::warn!(stage, reason, count, "{detail}");
+    }
 }
 
 /// Who reads notices.
@@ -88,20 +98,27 @@ impl Notices {
         std::mem::take(notices).into_values().collect()
     }
 
-    /// Logs notices, at most once a second per stage and reason, until it is dropped.
+    /// Logs notices until it is dropped: the first of a stage and reason within a second, those that repeat it each ten.
     pub async fn log(self) {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut logged: BTreeMap<(&'static str, &'static str), Instant> = BTreeMap::new();
         loop {
             ticks.tick().await;
-            self.log_once();
+            logged.retain(|_, at| at.elapsed() < REPEAT);
+            let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let [log, _] = &mut *readers;
+            let due: Vec<_> = log.extract_if(.., |kind, _| !logged.contains_key(kind)).collect();
+            drop(readers);
+            for (kind, notice) in due {
+                logged.insert(kind, Instant::now());
+                notice.log();
+            }
         }
     }
 
     /// Logs what there is now.
     pub fn log_once(&self) {
-        for Notice { stage, reason, count, detail, .. } in self.take() {
-            tracing::warn!(stage, reason, count, "{detail}");
-        }
+        self.take().iter().for_each(Notice::log);
     }
 }
 

@@ -33,10 +33,14 @@ retention removed is said. Exit status 1 if something is unexplained.
 Examples:
   pathwatch audit --config pathwatch.yaml
   pathwatch audit --config pathwatch.yaml --topic alerts --json | jq '.[].unexplained'
-  pathwatch audit alerts.jsonl                    JSON lines, of the file sink or of another consumer")]
+  pathwatch audit alerts.jsonl                    JSON lines, of the file sink or of another consumer
+  pathwatch audit --rotated alerts.jsonl.1 alerts.jsonl    the oldest first; those before were removed")]
 pub(super) struct Arguments {
     /// JSON lines to read instead of a topic
     files: Vec<PathBuf>,
+    /// The files are the youngest of a rotated set: what is older is no fault
+    #[arg(long, requires = "files")]
+    rotated: bool,
     /// Topic; by default ship.kafka.topic
     #[arg(long, value_name = "TOPIC")]
     topic: Option<String>,
@@ -51,19 +55,18 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
     start_log(&config.log)?;
     let mut audit = Audit::default();
-    let mut is_cut = false;
     if arguments.files.is_empty() {
         let kafka = &config.ship.kafka;
         let topic = arguments.topic.as_ref().unwrap_or(&kafka.topic);
         for topic in [Some(topic), kafka.system_topic.as_ref()].into_iter().flatten() {
-            is_cut |= read_topic(kafka, topic, &mut audit)?;
+            read_topic(kafka, topic, &mut audit)?;
         }
     }
     for file in &arguments.files {
-        read_file(file, &mut audit)?;
+        read_file(file, arguments.rotated, &mut audit)?;
     }
     let foreign = audit.foreign();
-    let accounts = audit.accounts(is_cut);
+    let accounts = audit.accounts();
     let json = arguments.json || !io::stdout().is_terminal();
     let mut out = io::stdout().lock();
     if json {
@@ -80,9 +83,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
 }
 
-/// Reads all of a topic; returns whether retention has removed records of it.
-fn read_topic(kafka: &KafkaConfig, topic: &str, audit: &mut Audit) -> anyhow::Result<bool> {
-    kafka.check_brokers().map_err(crate::config::Error::new)?;
+/// Reads all of a topic.
+fn read_topic(kafka: &KafkaConfig, topic: &str, audit: &mut Audit) -> anyhow::Result<()> {
+    kafka.check().map_err(crate::config::Error::new)?;
     let mut reader = Reader::open(kafka, topic, Begin::Beginning)?;
     block_on(async {
         if is_compacted(kafka, topic).await? {
@@ -93,14 +96,15 @@ fn read_topic(kafka: &KafkaConfig, topic: &str, audit: &mut Audit) -> anyhow::Re
     let total = reader.total();
     let mut progress = Progress::new(topic, total);
     while let Some(consumed) = reader.next_of_all()? {
-        audit.add(&consumed.payload);
+        let place = reader.is_cut(consumed.partition).then(|| format!("{topic}-{}", consumed.partition));
+        audit.add(&consumed.payload, place.as_deref());
         progress.step();
     }
     progress.end();
-    Ok(reader.is_cut())
+    Ok(())
 }
 
-fn read_file(path: &Path, audit: &mut Audit) -> anyhow::Result<()> {
+fn read_file(path: &Path, rotated: bool, audit: &mut Audit) -> anyhow::Result<()> {
     let place = path.display();
     let mut input = BufReader::new(File::open(path).with_context(|| format!("cannot read {place}"))?);
     let mut line = Vec::new();
@@ -110,7 +114,7 @@ fn read_file(path: &Path, audit: &mut Audit) -> anyhow::Result<()> {
         if limited.read_until(b'\n', &mut line).with_context(|| format!("cannot read {place}"))? == 0 {
             return Ok(());
         }
-        audit.add(&line);
+        audit.add(&line, rotated.then_some("files"));
     }
 }
 

@@ -40,7 +40,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
     start_log(&config.log)?;
-    config.ship.kafka.check_brokers().map_err(crate::config::Error::new)?;
+    config.ship.kafka.check().map_err(crate::config::Error::new)?;
     let topic = arguments.topic.as_ref().unwrap_or(&config.ship.kafka.topic);
     let begin = if arguments.from_beginning { Begin::Beginning } else { Begin::End };
     let mut reader = Reader::open(&config.ship.kafka, topic, begin)?;

@@ -8,6 +8,9 @@ use super::{
     spec::{Comparison, LabelSelector, Spec},
 };
 
+/// Most tags and techniques of a policy, and most bytes of one: every alert carries them.
+const TAGS: usize = 16;
+const TAG_LIMIT: usize = 128;
 /// Longest description, in bytes: every alert carries it.
 const DESCRIPTION_LIMIT: usize = 4096;
 /// Most patterns of a list.
@@ -61,6 +64,8 @@ pub(super) fn sizes(policy: &Policy) -> Vec<Fault> {
             spec.exceptions.iter().map(own).sum(),
             if tenant { exceptions * 16 } else { PATTERNS_LIMIT },
         ),
+        ("spec.tags", "tags", spec.tags.len(), TAGS),
+        ("spec.threat", "techniques", spec.threat.len(), TAGS),
         ("spec.examples", "examples", spec.examples.fires.len() + spec.examples.silent.len(), 1000),
     ];
     let mut faults: Vec<Fault> = counts
@@ -184,6 +189,10 @@ fn lists(spec: &Spec) -> Vec<Fault> {
         .filter(|(empty, ..)| *empty)
         .map(|(_, field, help)| Fault::error(field, format!("{field} is empty"), help))
         .collect();
+    if let Some((at, tag)) = spec.tags.iter().enumerate().find(|(_, tag)| tag.len() > TAG_LIMIT) {
+        let message = format!("{} bytes; at most {TAG_LIMIT}", tag.len());
+        faults.push(Fault::error(format!("spec.tags[{at}]"), message, "shorten it"));
+    }
     if spec.description.len() > DESCRIPTION_LIMIT {
         let message = format!("more than {DESCRIPTION_LIMIT} bytes, and every alert carries it");
         faults.push(Fault::error("spec.description", message, "shorten it"));

@@ -37,7 +37,7 @@ pub async fn reload(
         match outcome {
             Ok(None) => {}
             Ok(Some(loaded)) => {
-                loaded.tell(&metrics);
+                loaded.tell(&metrics, &notices);
                 sets.send_replace(loaded.set);
             }
             Err(why) => notices.add("policy", "unreadable", 1, format!("{why}; the policies stay as they were")),
@@ -60,8 +60,8 @@ pub fn tell_unseen(set: &PolicySet, mode: CaptureMode) {
 const TOLD: usize = 50;
 
 impl Loaded {
-    /// Makes the state visible: in the log and in `metrics`.
-    pub fn tell(&self, metrics: &Metrics) {
+    /// Makes the state visible: in the log, in `metrics`, and as a notice if a policy is not in force as it stands.
+    pub fn tell(&self, metrics: &Metrics, notices: &Notices) {
         let errors = self.errors().count();
         metrics.policies.set(self.set.policies.len() as u64);
         metrics.policies_stale.set(self.stale.len() as u64);
@@ -74,6 +74,9 @@ impl Loaded {
         }
         for name in &self.stale {
             tracing::warn!(policy = name, "the last good version of this policy stays in force");
+        }
+        if let Some(first) = self.errors().next() {
+            notices.add("policy", "policy_failed", errors as u64, first.to_string());
         }
         if self.set.policies.is_empty() {
             tracing::warn!("no policy is in force: nothing raises an alert");

@@ -8,6 +8,8 @@ use std::collections::BTreeMap;
 use serde::Serialize;
 use serde_json::Value;
 
+use super::ledger::is_of_alerts;
+
 /// What a record is, for the account.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Kind {
@@ -35,6 +37,8 @@ struct Sender {
     /// Alerts without a number that a summary or loss record tells of, and the number of that record.
     told: BTreeMap<u64, u64>,
     heartbeat: Option<Heartbeat>,
+    /// The first number in each partition whose beginning retention has removed.
+    beginnings: BTreeMap<String, u64>,
     /// Losses that are no alerts, by stage and reason; zero if it is not known how much.
     other: BTreeMap<String, u64>,
 }
@@ -77,7 +81,7 @@ pub struct Account {
     pub fired: Option<u64>,
     /// The sum of what is there, told of or yet to be told of, up to the last heartbeat.
     pub accounted: Option<u64>,
-    /// What nothing explains: ranges of numbers, ids that differ, sums that do not add up.
+    /// What nothing explains, or proves: ranges of numbers, ids that differ, sums that do not add up.
     pub unexplained: Vec<String>,
 }
 
@@ -145,8 +149,9 @@ fn hash(text: &str) -> u64 {
 }
 
 impl Audit {
-    /// Takes a record in.
-    pub fn add(&mut self, payload: &[u8]) {
+    /// Takes a record in. `place` is the partition or file that it is from, if retention has removed records at the
+    /// beginning of that.
+    pub fn add(&mut self, payload: &[u8], place: Option<&str>) {
         let document: Value = serde_json::from_slice(payload).unwrap_or(Value::Null);
         let Some(view) = view(&document) else {
             self.foreign += 1;
@@ -155,6 +160,11 @@ impl Audit {
         let sender = self.senders.entry((view.agent.to_owned(), view.epoch.to_owned())).or_default();
         view.node.clone_into(&mut sender.node);
         sender.records.push((view.sequence, hash(view.id), view.kind));
+        if let Some(place) = place
+            && !sender.beginnings.contains_key(place)
+        {
+            sender.beginnings.insert(place.to_owned(), view.sequence);
+        }
         match view.kind {
             Kind::Alert | Kind::Health => {}
             Kind::Summary => {
@@ -180,10 +190,10 @@ impl Audit {
         self.foreign
     }
 
-    /// The account of each sender; `is_cut` says that retention has removed records at the beginning.
+    /// The account of each sender.
     #[must_use]
-    pub fn accounts(self, is_cut: bool) -> Vec<Account> {
-        let account = |((agent, epoch), sender): ((String, String), Sender)| sender.account(agent, epoch, is_cut);
+    pub fn accounts(self) -> Vec<Account> {
+        let account = |((agent, epoch), sender): ((String, String), Sender)| sender.account(agent, epoch);
         self.senders.into_iter().map(account).collect()
     }
 }
@@ -192,7 +202,7 @@ impl Sender {
     fn add_loss(&mut self, sequence: u64, own: &Value) {
         let text = |pointer: &str| own.pointer(pointer).and_then(Value::as_str).unwrap_or_default();
         let (stage, reason) = (text("/loss/stage"), text("/loss/reason"));
-        let of_alerts = stage == "ship" && !matches!(reason, "spool_damaged" | "dead_record");
+        let of_alerts = is_of_alerts(stage, reason);
         let (count, numbered) = (number(own, "/loss/count"), number(own, "/loss/numbered"));
         if of_alerts {
             self.told.insert(sequence, count.saturating_sub(numbered));
@@ -205,7 +215,7 @@ impl Sender {
         }
     }
 
-    fn account(mut self, agent: String, epoch: String, is_cut: bool) -> Account {
+    fn account(mut self, agent: String, epoch: String) -> Account {
         self.records.sort_unstable();
         let all = self.records.len();
         self.records.dedup();
@@ -215,7 +225,8 @@ impl Sender {
         self.lost.sort_unstable();
         let first = self.records.first().map_or(0, |record| record.0);
         let last = self.records.last().map_or(0, |record| record.0);
-        let cut = if is_cut { first.saturating_sub(1) } else { 0 };
+        // What is older than the oldest that a cut partition has may have been there.
+        let cut = self.beginnings.values().max().map_or(0, |first| first.saturating_sub(1));
         let up_to = self.heartbeat.map_or(0, |heartbeat| heartbeat.sequence);
         let (mut lost, mut lost_up_to) = (0, 0);
         for Gap { first, last, lost_alerts } in self.gaps(cut + 1) {
@@ -242,6 +253,9 @@ impl Sender {
                 "{} alerts fired up to number {up_to}, and {accounted} are accounted for",
                 beat.fired
             ));
+        }
+        if self.heartbeat.is_none() && cut == 0 {
+            unexplained.push("there is no heartbeat, so neither sums nor the end can be proved".to_owned());
         }
         Account {
             node: self.node,
@@ -328,8 +342,8 @@ mod tests {
 
     fn account(records: &[Vec<u8>], is_cut: bool) -> Account {
         let mut audit = Audit::default();
-        records.iter().for_each(|record| audit.add(record));
-        audit.accounts(is_cut).remove(0)
+        records.iter().for_each(|record| audit.add(record, is_cut.then_some("0")));
+        audit.accounts().remove(0)
     }
 
     #[test]
@@ -366,6 +380,19 @@ mod tests {
         let records = stream().split_off(2);
         let account = account(&records, true);
         assert_eq!((account.cut, account.fired, account.unexplained.len()), (3, None, 0));
+        // Of two partitions one is cut: what is newer than its oldest must be there, and what is older may be.
+        let mut audit = Audit::default();
+        for (at, record) in stream().iter().enumerate().filter(|(at, _)| *at != 1) {
+            audit.add(record, (at > 2).then_some("1"));
+        }
+        let account = audit.accounts().remove(0);
+        assert_eq!((account.cut, account.unexplained.len()), (4, 0));
+        let mut audit = Audit::default();
+        for (at, record) in stream().iter().enumerate().filter(|(at, _)| *at != 4) {
+            audit.add(record, (at < 2).then_some("1"));
+        }
+        let unexplained = audit.accounts().remove(0).unexplained;
+        assert_eq!(unexplained.get(..2).unwrap(), ["missing: 2", "missing: 6"]);
     }
 
     #[test]

@@ -35,9 +35,14 @@ const ALIVE: Duration = Duration::from_secs(10);
 /// By how much the wall clock may differ from the monotonic one before somebody is told.
 const CLOCK_STEP: Duration = Duration::from_secs(5);
 /// Health notices that end others.
-const CLEARS: [(&str, &str); 2] = [("kafka_recovered", "kafka_degraded"), ("spool_writable", "spool_failed")];
+const CLEARS: [(&str, &str); 4] = [
+    ("kafka_recovered", "kafka_degraded"),
+    ("kafka_degraded", "kafka_recovered"),
+    ("spool_writable", "spool_failed"),
+    ("spool_failed", "spool_writable"),
+];
 /// Part of the spool from which on it is said that it fills.
-const FILLS_PERCENT: u64 = 80;
+const FILLS_PERCENT: u64 = 60;
 
 /// A record that the sink will never take.
 #[derive(Debug)]
@@ -80,8 +85,6 @@ pub(super) struct Book {
     ledger: Ledger,
     metrics: Arc<Metrics>,
     notices: Notices,
-    /// Everything up to this number may be with the sink.
-    handed: u64,
     heartbeat: Duration,
     next_beat: Instant,
     /// Health notices by kind: when one was last told, and what came since.
@@ -116,7 +119,6 @@ impl Book {
         let phase = encoder.identity.agent_id.as_u128() % heartbeat.as_millis().max(1);
         let phase = Duration::from_millis(u64::try_from(phase).unwrap_or(0));
         Self {
-            handed: spool.committed(),
             encoder,
             spool,
             storm,
@@ -189,7 +191,7 @@ impl Book {
 
     /// Puts a record into the spool if there is room; what is given up for it is lost, and counted.
     fn put(&mut self, rank: u8, record: &[u8]) -> bool {
-        let room = self.spool.make_room(rank, record.len(), self.handed);
+        let room = self.spool.make_room(rank, record.len());
         for (number, gone) in room.gone {
             self.lose(
                 self.full(),
@@ -217,16 +219,21 @@ impl Book {
         let alerts = self.spool.acknowledge(acknowledged);
         self.ledger.totals.shipped += alerts;
         self.metrics.shipped.add(alerts);
-        self.handed = self.handed.max(handed);
+        self.spool.hand(handed);
     }
 
     /// The sink will never take this record: it goes to a file, and is lost to whoever reads the topic.
     pub(super) fn bury(&mut self, dead: &Dead) {
+        if !self.spool.remove(dead.number) {
+            // It was given up meanwhile, and counted then.
+            return;
+        }
         let parsed: Result<Record, _> = serde_json::from_slice(&dead.record);
         let kept = parsed.as_ref().ok().map(|record| {
             let mut file = lines::File::open(&self.dead_letters)?;
             file.send(dead.number, record);
-            file.flush();
+            let broken = file.flush().iter().any(|settled| settled.fault.is_some());
+            anyhow::ensure!(!broken, "it cannot be written");
             anyhow::Ok(())
         });
         let place = self.dead_letters.path.display();
@@ -236,11 +243,11 @@ impl Book {
             None => "and nobody can read it".to_owned(),
         };
         let record = parsed.unwrap_or_else(|_| Record::empty());
-        self.spool.remove(dead.number);
         if record.kind == Kind::Alert {
             self.metrics.alerts_lost.add(1);
         }
         self.ledger.lose_record(dead.number, &record, &dead.why);
+        self.ledger.take_back(&record);
         self.notices.add(
             "ship",
             "dead_letter",

@@ -40,11 +40,11 @@ pub struct Node {
     pub name: String,
 }
 
-/// The sensor's own id, kept in `directory`; made there on the first run.
+/// The sensor's own id, kept in `directory`; made there on the first run, and whether that is this one.
 ///
 /// # Errors
 /// When the directory cannot be made or the file is neither readable nor writable.
-pub(super) fn agent_id(directory: &Path) -> anyhow::Result<Uuid> {
+pub(super) fn agent_id(directory: &Path) -> anyhow::Result<(Uuid, bool)> {
     let path = directory.join("agent-id");
     let remedy = || {
         format!(
@@ -57,6 +57,7 @@ pub(super) fn agent_id(directory: &Path) -> anyhow::Result<Uuid> {
         Ok(text) => text
             .trim()
             .parse()
+            .map(|id| (id, false))
             .with_context(|| format!("{} holds no UUID; remove it to draw a new one", path.display())),
         Err(why) if why.kind() == std::io::ErrorKind::NotFound => {
             let id = Uuid::new_v4();
@@ -65,7 +66,7 @@ pub(super) fn agent_id(directory: &Path) -> anyhow::Result<Uuid> {
             let mut file = fs::File::create(&new).with_context(remedy)?;
             writeln!(file, "{id}").and_then(|()| file.sync_all()).with_context(remedy)?;
             fs::rename(&new, &path).with_context(remedy)?;
-            Ok(id)
+            Ok((id, true))
         }
         Err(why) => Err(why).with_context(remedy),
     }
@@ -128,8 +129,9 @@ mod tests {
     #[test]
     fn the_agent_id_is_drawn_once() {
         let dir = tempfile::tempdir().unwrap();
-        let first = agent_id(&dir.path().join("state")).unwrap();
-        assert_eq!(agent_id(&dir.path().join("state")).unwrap(), first);
+        let (first, is_new) = agent_id(&dir.path().join("state")).unwrap();
+        assert!(is_new);
+        assert_eq!(agent_id(&dir.path().join("state")).unwrap(), (first, false));
         fs::write(dir.path().join("state/agent-id"), "nonsense").unwrap();
         let why = agent_id(&dir.path().join("state")).unwrap_err().to_string();
         assert!(why.ends_with("agent-id holds no UUID; remove it to draw a new one"), "{why}");

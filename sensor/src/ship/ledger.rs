@@ -6,6 +6,7 @@ use std::{
 
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{
     record::{self, Record},
@@ -16,7 +17,7 @@ use crate::notice::Notice;
 /// Losses that are accounted apart; further ones share a row.
 const ROWS: usize = 1000;
 /// Ranges of numbers in one loss record.
-pub(super) const RANGES: usize = 500;
+pub(super) const RANGES: usize = 100;
 /// At most one record of a kind of loss in this time.
 const INTERVAL: Duration = Duration::from_secs(60);
 /// Bytes of a sentence.
@@ -191,6 +192,39 @@ impl Ledger {
         cut(why, DETAIL_BYTES).clone_into(&mut loss.detail);
     }
 
+    /// What this record told is told by nobody, since it is a dead letter: another tells it.
+    pub(super) fn take_back(&mut self, record: &Record) {
+        let document: Value = serde_json::from_str(record.data.get()).unwrap_or_default();
+        let own = document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch"));
+        let number = |pointer: &str| own.and_then(|own| own.pointer(pointer)?.as_u64()).unwrap_or(0);
+        let text =
+            |pointer: &str| own.and_then(|own| own.pointer(pointer)?.as_str()).unwrap_or_default().to_owned();
+        let kind = Kind { stage: text("/loss/stage"), reason: text("/loss/reason"), ..Kind::default() };
+        let (kind, count, numbered) = match record.kind {
+            record::Kind::Summary => {
+                let kind = Kind { stage: "ship".to_owned(), reason: "dead_summary".to_owned(), ..Kind::default() };
+                (kind, number("/summary/suppressed") + number("/summary/limited"), 0)
+            }
+            record::Kind::Loss => (kind, number("/loss/count"), number("/loss/numbered")),
+            record::Kind::Alert | record::Kind::Health | record::Kind::Heartbeat => return,
+        };
+        if is_of_alerts(&kind.stage, &kind.reason) {
+            self.totals.told = self.totals.told.saturating_sub(count - numbered.min(count));
+        }
+        let ranges = own.and_then(|own| own.pointer("/loss/ranges")?.as_array());
+        let ends = |range: &Value| Some((range.get("first")?.as_u64()?, range.get("last")?.as_u64()?));
+        let policy = Some(record.policy.clone()).filter(|policy| !policy.is_empty());
+        self.put_back(Loss {
+            kind: Kind { policy, ..kind },
+            count,
+            first: record.time,
+            last: record.time,
+            ranges: ranges.into_iter().flatten().filter_map(ends).collect(),
+            subject: record.subject.clone(),
+            detail: "the record that told of it was larger than the topic takes".to_owned(),
+        });
+    }
+
     /// A stage has lost something that is no alert.
     pub(super) fn lose(&mut self, notice: &Notice, since: Option<Timestamp>, now: Timestamp) {
         let kind = Kind { stage: notice.stage.to_owned(), reason: notice.reason.to_owned(), ..Kind::default() };
@@ -223,7 +257,7 @@ impl Ledger {
     /// A record tells of it now.
     pub(super) fn tell(&mut self, loss: &Loss, now: Instant) {
         self.told.insert(loss.kind.clone(), now);
-        if is_of_alerts(&loss.kind) {
+        if is_of_alerts(&loss.kind.stage, &loss.kind.reason) {
             self.totals.told += loss.count - loss.numbered();
         }
     }
@@ -236,6 +270,8 @@ impl Ledger {
             .and_modify(|known| {
                 known.count += loss.count;
                 known.ranges.extend(&loss.ranges);
+                known.first = known.first.min(loss.first);
+                known.last = known.last.max(loss.last);
             })
             .or_insert(loss);
     }
@@ -258,8 +294,8 @@ impl Ledger {
 }
 
 /// Whether it is alerts that are lost, which somebody counted.
-pub(super) fn is_of_alerts(kind: &Kind) -> bool {
-    kind.stage == "ship" && !matches!(kind.reason.as_str(), "spool_damaged" | "dead_record")
+pub(super) fn is_of_alerts(stage: &str, reason: &str) -> bool {
+    stage == "ship" && !matches!(reason, "spool_damaged" | "spool_missing" | "dead_record")
 }
 
 #[cfg(test)]

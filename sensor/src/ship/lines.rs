@@ -106,8 +106,8 @@ impl FileConfig {
         if self.max_bytes < ByteSize::kib(4) {
             return Err(format!("ship.file.max_bytes is {}; it must be at least 4KiB", self.max_bytes));
         }
-        if self.keep > 1000 {
-            return Err(format!("ship.file.keep is {}; it must be at most 1000", self.keep));
+        if !(1..=1000).contains(&self.keep) {
+            return Err(format!("ship.file.keep is {}; it must be from 1 to 1000", self.keep));
         }
         Ok(())
     }
@@ -168,11 +168,7 @@ impl File {
                 _ => {}
             }
         }
-        if self.config.keep == 0 {
-            fs::remove_file(&self.config.path)?;
-        } else {
-            fs::rename(&self.config.path, name(1))?;
-        }
+        fs::rename(&self.config.path, name(1))?;
         (self.out, self.size) = append_to(&self.config)?;
         self.synced = self.size;
         Ok(())
@@ -183,11 +179,18 @@ impl File {
         let written = std::mem::take(&mut self.written);
         if self.broken.is_none() && !written.is_empty() {
             let synced = self.out.flush().and_then(|()| self.out.get_ref().sync_data());
+            let synced = synced.and_then(|()| self.is_there());
             self.broken = synced.err().map(|why| why.to_string());
             self.synced = if self.broken.is_none() { self.size } else { self.synced };
         }
         let fault = self.broken.as_ref().map(|_| Fault::Later);
         written.into_iter().map(|number| Settled { number, generation: 0, fault }).collect()
+    }
+
+    /// What is in a file that somebody has removed is nowhere.
+    fn is_there(&self) -> io::Result<()> {
+        let links = std::os::unix::fs::MetadataExt::nlink(&self.out.get_ref().metadata()?);
+        if links == 0 { Err(io::Error::other("somebody has removed it")) } else { Ok(()) }
     }
 
     /// Begins anew after a failure.
@@ -200,12 +203,15 @@ impl File {
             format!("cannot write {}: {why}; alerts wait in the spool", self.config.path.display()),
         );
         // What the old buffer still holds will be sent again: it must neither be written now nor leave half a line.
-        match append_to(&self.config)
-            .and_then(|(out, size)| out.get_ref().set_len(size.min(self.synced)).map(|()| out))
-        {
-            Ok(out) => {
+        match append_to(&self.config).and_then(|(out, size)| {
+            // After a rotation the file may be a new one.
+            let size = size.min(self.synced);
+            out.get_ref().set_len(size).map(|()| (out, size))
+        }) {
+            Ok((out, size)) => {
                 drop(std::mem::replace(&mut self.out, out).into_parts());
-                self.size = self.synced;
+                self.size = size;
+                self.synced = size;
             }
             Err(why) => self.broken = Some(why.to_string()),
         }
@@ -226,7 +232,11 @@ fn append_to(config: &FileConfig) -> io::Result<(BufWriter<fs::File>, u64)> {
     file.seek(SeekFrom::Start(size - tail))?;
     file.read_exact(&mut end)?;
     let whole = end.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-    let size = size - (end.len() - whole) as u64;
+    let torn = end.get(whole..).unwrap_or_default();
+    if !torn.is_empty() && !["{\"@timestamp\"", "{\"action"].iter().any(|ours| torn.starts_with(ours.as_bytes())) {
+        return Err(io::Error::other("its last line has no end and is none of ours; it is left as it is"));
+    }
+    let size = size - torn.len() as u64;
     file.set_len(size)?;
     Ok((BufWriter::new(file), size))
 }
@@ -239,11 +249,22 @@ mod tests {
     fn half_a_line_that_a_crash_left_is_cut_off() {
         let dir = tempfile::tempdir().unwrap();
         let config = FileConfig { path: dir.path().join("a"), ..FileConfig::default() };
-        for (before, after) in [("", ""), ("{}\n", "{}\n"), ("{}\n{\"x", "{}\n"), ("{\"x", "")] {
+        let torn = "{\"@timestamp\":\"20";
+        for (before, after) in [("", ""), ("{}\n", "{}\n"), (&format!("{{}}\n{torn}"), "{}\n"), (torn, "")] {
             fs::write(&config.path, before).unwrap();
             append_to(&config).unwrap();
             assert_eq!(fs::read_to_string(&config.path).unwrap(), after);
         }
+    }
+
+    #[test]
+    fn what_others_wrote_is_left_as_it_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let config = FileConfig { path: dir.path().join("a"), ..FileConfig::default() };
+        fs::write(&config.path, "{\"important\": 1}").unwrap();
+        let why = append_to(&config).map(|_| ()).unwrap_err().to_string();
+        assert_eq!(why, "its last line has no end and is none of ours; it is left as it is");
+        assert_eq!(fs::read_to_string(&config.path).unwrap(), "{\"important\": 1}");
     }
 
     #[test]

@@ -160,8 +160,8 @@ pub fn start(
         tasks.spawn_blocking(move || stdout.run(alerts));
         return Ok(());
     }
-    let agent_id = identity::agent_id(&config.state_dir)?;
-    let (spool, rows) = Spool::open(&config.state_dir, config.spool.max_bytes.as_u64(), &notices)?;
+    let (agent_id, is_new) = identity::agent_id(&config.state_dir)?;
+    let (spool, rows) = Spool::open(&config.state_dir, config.spool.max_bytes.as_u64(), !is_new, &notices)?;
     let encoder = encoder(Identity { agent_id, epoch: spool.epoch() });
     let sink = match config.sink {
         SinkKind::Kafka => {

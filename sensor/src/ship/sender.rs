@@ -103,6 +103,8 @@ pub(super) struct Sender {
     /// When that happens next.
     retry_at: Instant,
     pause: Duration,
+    /// When the sink last said anything.
+    reported: Instant,
     /// Some record was too large: they go one by one until all that failed are through, and the one that fails alone is it.
     isolate: bool,
     /// The one that goes alone now.
@@ -142,6 +144,7 @@ impl Sender {
             failed: BTreeSet::new(),
             retry_at: Instant::now(),
             pause: FIRST_PAUSE,
+            reported: Instant::now(),
             isolate: false,
             alone: None,
             buried: Vec::new(),
@@ -275,6 +278,9 @@ impl Sender {
     }
 
     fn settle(&mut self, settled: Vec<Settled>) -> anyhow::Result<()> {
+        if !settled.is_empty() {
+            self.reported = Instant::now();
+        }
         for Settled { number, generation, fault } in settled {
             let current = self.in_flight.get(&number).is_some_and(|flight| flight.generation == generation);
             match fault {
@@ -295,6 +301,10 @@ impl Sender {
                         self.bury_from_spool(number)?;
                     } else {
                         self.fail(number);
+                        if fault == Fault::Later && self.isolate {
+                            self.retry_at = Instant::now() + self.pause;
+                            self.pause = (self.pause * 2).min(LAST_PAUSE);
+                        }
                         if fault == Fault::TooLarge {
                             (self.isolate, self.retry_at) = (true, Instant::now());
                             let what = "a batch is larger than the topic takes, so records go one by one; if there are many of these, set batch.size in ship.kafka.properties to the topic's max.message.bytes";
@@ -354,7 +364,22 @@ impl Sender {
     fn look(&mut self) {
         let Sink::Kafka(producer) = &mut self.sink else { return };
         let current = self.in_flight.values().filter(|flight| flight.generation == producer.generation());
-        let age = current.map(|flight| flight.sent.elapsed()).max().unwrap_or_default();
+        let oldest = current.map(|flight| flight.sent.elapsed()).max().unwrap_or_default();
+        // A slow link is none that hangs.
+        let age = oldest.min(self.reported.elapsed());
+        // A producer that was replaced has said what became of its records, or never will.
+        let limit = self.stall * (RENEW + 1);
+        let forgotten =
+            |flight: &Flight| flight.generation != producer.generation() && flight.sent.elapsed() > limit;
+        let forgotten: Vec<u64> =
+            self.in_flight.iter().filter(|(_, flight)| forgotten(flight)).map(|(number, _)| *number).collect();
+        for number in forgotten {
+            self.in_flight.remove(&number);
+            if self.failed.is_empty() {
+                self.retry_at = Instant::now();
+            }
+            self.failed.insert(number);
+        }
         tokio::task::block_in_place(|| {
             if age > self.stall * RENEW {
                 producer.renew(&format!("no answer for {} s", age.as_secs()));

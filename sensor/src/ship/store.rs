@@ -70,17 +70,35 @@ impl Store {
         }
         let outcome = {
             let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
-            let write = db.as_ref().ok_or(Error::DatabaseClosed)?.begin_write()?;
-            change(&write).and_then(|value| Ok(write.commit().map(|()| value)?))
+            let begun = db.as_ref().ok_or(Error::DatabaseClosed).and_then(|db| Ok(db.begin_write()?));
+            begun.and_then(|write| {
+                let value = change(&write)?;
+                write.commit()?;
+                Ok(value)
+            })
         };
         if outcome.is_err() {
-            drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+            self.close();
         }
         outcome
     }
 
-    /// At most `limit` records, and not much more than `READ_BYTES`, from number `from` on, in order.
+    /// Closes it after an error, so that the next write opens it anew.
+    fn close(&self) {
+        drop(self.db.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+
+    /// At most `limit` records, and not much more than `READ_BYTES`, from number `from` on, in order. After an error it is
+    /// closed until the next write.
     pub(super) fn read(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, Error> {
+        let outcome = self.try_read(from, limit);
+        if outcome.is_err() {
+            self.close();
+        }
+        outcome
+    }
+
+    fn try_read(&self, from: u64, limit: usize) -> Result<Vec<(u64, Vec<u8>)>, Error> {
         let db = self.db.read().unwrap_or_else(PoisonError::into_inner);
         let read = db.as_ref().ok_or(Error::DatabaseClosed)?.begin_read()?;
         let table = read.open_table(RECORDS)?;
@@ -100,21 +118,28 @@ impl Store {
     /// Gives free pages back to the file system.
     pub(super) fn compact(&self) -> Result<(), String> {
         let mut db = self.db.write().unwrap_or_else(PoisonError::into_inner);
-        match db.as_mut() {
-            Some(db) => db.compact().map(drop).map_err(|why| why.to_string()),
-            None => Ok(()),
+        let outcome = db.as_mut().map_or(Ok(false), Database::compact).map(drop);
+        if outcome.is_err() {
+            drop(db.take());
         }
+        outcome.map_err(|why| why.to_string())
     }
 }
 
-/// Opens the store in `directory`, or makes one. A file that is damaged is moved aside and named in a notice; `check` looks
+/// Opens the store in `directory`, or makes one, which is said if there `had_spool` been one. A file that is damaged is moved aside and named in a notice; `check` looks
 /// at what is in it.
 pub(super) fn open_or_set_aside<T>(
     directory: &Path,
+    had_spool: bool,
     notices: &Notices,
     check: impl Fn(Store) -> Result<T, Error>,
 ) -> anyhow::Result<T> {
     let path = directory.join("spool.redb");
+    let is_there = std::fs::metadata(&path).is_ok_and(|file| file.len() > 0);
+    if had_spool && !is_there {
+        let what = format!("the spool {} is gone, with what it held; a new epoch begins", path.display());
+        notices.lost("ship", "spool_missing", 0, what);
+    }
     let try_open = || {
         // On some damage redb panics where others return an error.
         let opened = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {

@@ -12,8 +12,8 @@ use super::{
 };
 use crate::policy::Alert;
 
-/// Alerts that are taken from the queue at a time.
-const TAKE: usize = 512;
+/// Alerts that are taken from the queue at a time: with the largest records they are less than what may wait for a commit.
+const TAKE: usize = 16;
 /// Shortest time between two commits under load: the disk may be etcd's too. An idle spool commits at once.
 const PACE: Duration = Duration::from_millis(50);
 /// Bytes at which a group is committed before its time, so that odd names cannot fill the memory.
@@ -92,7 +92,8 @@ impl Writer {
 
     /// Takes more alerts until the next commit may be: at once if it has been a while.
     async fn gather(&mut self, group: &mut Vec<Alert>, pace: Instant) {
-        while self.book.pending_bytes() < COMMIT_BYTES {
+        // A disk that refuses is waited for, whatever comes: beyond their bound, alerts are lost, and counted.
+        while self.book.is_failing() || self.book.pending_bytes() < COMMIT_BYTES {
             let before = Instant::now();
             if self.alerts.is_empty() && before >= pace {
                 return;

@@ -12,16 +12,9 @@ use super::{
 };
 use crate::notice::Notice;
 
-/// Kinds of alerts that an overflow summary names.
-const TOP: usize = 10;
-
 /// Alerts that were counted instead of sent.
 pub(super) fn summary(encoder: &Encoder, folded: &Folded, place: Place) -> Value {
-    let count = folded.suppressed + folded.limited;
     let mut document = base(encoder, place, place.created, "alert", "alert");
-    let mut top: Vec<_> = folded.top.iter().collect();
-    top.sort_by_key(|top| std::cmp::Reverse(top.count));
-    let named: u64 = top.iter().take(TOP).map(|top| top.count).sum();
     let (container, pod) = (folded.container.as_deref(), folded.pod.as_deref());
     let opened = folded.result == 0;
     let more = json!({
@@ -66,10 +59,10 @@ pub(super) fn summary(encoder: &Encoder, folded: &Folded, place: Place) -> Value
                     "pid": seen.pid, "uid": seen.uid.to_string(), "start": seen.start.map(|start| start.to_string()),
                     "command_line": (!seen.args.is_empty()).then_some(&seen.args),
                 })).collect::<Vec<_>>(),
-                "top": top.iter().take(TOP).map(|top| json!({
+                "top": folded.top.iter().map(|top| json!({
                     "path": top.path, "executable": top.executable, "count": top.count,
                 })).collect::<Vec<_>>(),
-                "others": (folded.cause == Cause::Overflow).then(|| count - named.min(count)),
+                "others": (folded.cause == Cause::Overflow).then_some(folded.others),
             },
         },
     });

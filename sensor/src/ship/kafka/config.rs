@@ -30,6 +30,7 @@ const OWN: &[(&str, &str, &str)] = &[
     ("sasl.mechanism", "", "it is ship.kafka.sasl.mechanism"),
     ("sasl.mechanisms", "", "it is ship.kafka.sasl.mechanism"),
     ("debug", "", "it would log what is sent"),
+    ("plugin.library.paths", "", "it would load code into the sensor"),
 ];
 
 /// Beginnings of names that hold secrets, or say where they are.
@@ -116,7 +117,7 @@ impl Config {
     ///
     /// # Errors
     /// Names the setting and what it may be.
-    pub fn check_brokers(&self) -> Result<(), String> {
+    fn check_brokers(&self) -> Result<(), String> {
         if self.brokers.is_empty() {
             return Err("ship.kafka.brokers is empty; name at least one as host:port".to_owned());
         }
@@ -129,7 +130,10 @@ impl Config {
     }
 
     /// Refuses settings that contradict each other, or that librdkafka refuses.
-    pub(in crate::ship) fn check(&self) -> Result<(), String> {
+    ///
+    /// # Errors
+    /// Names the setting and what it may be.
+    pub fn check(&self) -> Result<(), String> {
         self.check_brokers()?;
         let topics = [("topic", Some(&self.topic)), ("system_topic", self.system_topic.as_ref())];
         for (name, topic) in topics.into_iter().filter_map(|(name, topic)| Some((name, topic?))) {
@@ -139,6 +143,9 @@ impl Config {
                     "ship.kafka.{name} is '{topic}'; Kafka allows letters, digits, '.', '_' and '-', at most 249"
                 ));
             }
+        }
+        if self.system_topic.as_ref() == Some(&self.topic) {
+            return Err("ship.kafka.system_topic is ship.kafka.topic; leave it out, or name another".to_owned());
         }
         if !(1..=3600).contains(&self.stall.as_secs()) {
             return Err(format!("ship.kafka.stall is {:#}; it must be from 1s to 1h", self.stall));
@@ -168,6 +175,9 @@ impl Config {
         for (name, value) in material.into_iter().flat_map(Material::properties) {
             client.set(name, value);
         }
+        for (name, value) in &self.properties {
+            client.set(name, value);
+        }
         client
     }
 
@@ -175,31 +185,21 @@ impl Config {
     pub(super) fn producer(&self, material: Option<&Material>) -> Result<ClientConfig, String> {
         let mut client = self.client(material);
         client.set("compression.type", &self.compression);
-        for (name, value) in DEFAULTS {
+        for (name, value) in DEFAULTS.iter().filter(|(name, _)| !self.properties.contains_key(*name)) {
             client.set(*name, *value);
-        }
-        for (name, value) in &self.properties {
-            client.set(name, value);
         }
         for (name, value, _) in OWN.iter().filter(|(_, value, _)| !value.is_empty()) {
             client.set(*name, *value);
         }
         match client.create_native_config() {
             Ok(_) => Ok(client),
-            // Its message has the name; the value may be a secret.
-            Err(KafkaError::ClientConfig(_, what, name, _)) if is_secret(&name) => {
-                Err(format!("ship.kafka: {name}: {}", what.split('"').next().unwrap_or_default().trim()))
-            }
+            // The value may be a secret, whatever the name: somebody may have put it in the wrong place.
             Err(KafkaError::ClientConfig(_, what, name, value)) => {
-                Err(format!("ship.kafka: {name}={value}: {what}"))
+                Err(format!("ship.kafka: {name}: {}", what.replace(&value, "…")))
             }
             Err(why) => Err(format!("ship.kafka: {why}")),
         }
     }
-}
-
-fn is_secret(name: &str) -> bool {
-    SECRET.iter().any(|(secret, _)| name.starts_with(secret))
 }
 
 #[cfg(test)]
@@ -235,8 +235,10 @@ mod tests {
             property("sasl.password"),
             "ship.kafka.properties: 'sasl.password' cannot be set: use ship.kafka.sasl.password_file"
         );
-        assert_eq!(property("no.such"), "ship.kafka: no.such=1: No such configuration property: \"no.such\"");
-        assert!(complaint(|c| c.compression = "rar".into()).starts_with("ship.kafka: compression.type=rar: "));
+        assert_eq!(property("no.such"), "ship.kafka: no.such: No such configuration property: \"no.such\"");
+        assert!(complaint(|c| c.compression = "rar".into()).starts_with("ship.kafka: compression.type: "));
+        let jaas = complaint(|c| drop(c.properties.insert("sasl.jaas.config".into(), "hunter2".into())));
+        assert!(jaas.starts_with("ship.kafka: sasl.jaas.config: ") && !jaas.contains("hunter2"), "{jaas}");
         assert_eq!(
             complaint(|c| c.stall = SignedDuration::ZERO),
             "ship.kafka.stall is 0s; it must be from 1s to 1h"

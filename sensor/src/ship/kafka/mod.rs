@@ -321,9 +321,11 @@ impl Producer {
         self.looked = Instant::now();
         self.drop_retired();
         // One that cannot be read now is being replaced.
-        if security::sum(&self.config).is_ok_and(|sum| sum != self.sum) {
+        if let Ok(sum) = security::sum(&self.config)
+            && sum != self.sum
+        {
             // Whatever comes of it: files of one set are not replaced at one instant, and the next change is another sum.
-            self.sum = security::sum(&self.config).unwrap_or(self.sum);
+            self.sum = sum;
             self.replace("a certificate, key or password was replaced", DRAIN);
         }
     }
@@ -335,7 +337,8 @@ impl Producer {
         let over: Vec<_> = over;
         if !over.is_empty() {
             // librdkafka waits for its threads.
-            std::thread::spawn(move || drop(over));
+            // Where no thread can be made, it is waited for here.
+            std::thread::Builder::new().spawn(move || drop(over)).ok();
         }
     }
 

@@ -52,9 +52,13 @@ impl TokenSource {
             (None, Some(url), Some(client_id), Some(secret_file)) => {
                 let is_near = ["http://127.0.0.1:", "http://localhost:"].iter().any(|near| url.starts_with(near));
                 if !url.starts_with("https://") && !is_near {
-                    return Err(format!(
-                        "ship.kafka.sasl.token_endpoint is {url}; it must begin with https://, since the secret goes there"
-                    ));
+                    return Err(
+                        "ship.kafka.sasl.token_endpoint must begin with https://, since the secret goes there"
+                            .to_owned(),
+                    );
+                }
+                if url.contains(['@', '?', '#']) {
+                    return Err("ship.kafka.sasl.token_endpoint must be an address only, without user, '?' or '#'; the secret belongs into client_secret_file".to_owned());
                 }
                 Ok(Self::Endpoint {
                     url: url.clone(),

@@ -1,5 +1,8 @@
 //! A topic read from its beginning to what is its end now, or on from there.
-use std::{collections::HashMap, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use rdkafka::{
@@ -62,8 +65,8 @@ pub struct Reader {
     ends: HashMap<i32, i64>,
     /// Records up to there.
     total: u64,
-    /// Whether retention has removed records at the beginning.
-    cut: bool,
+    /// Partitions at whose beginning retention has removed records.
+    cut: HashSet<i32>,
 }
 
 impl Reader {
@@ -89,12 +92,14 @@ impl Reader {
         })?;
         let found = metadata.topics().iter().find(|found| found.name() == topic && !found.partitions().is_empty());
         let Some(found) = found else { bail!("there is no topic {topic} at {brokers}") };
-        let (mut ends, mut total, mut cut) = (HashMap::new(), 0, false);
+        let (mut ends, mut total, mut cut) = (HashMap::new(), 0, HashSet::new());
         let mut assignment = TopicPartitionList::new();
         for partition in found.partitions() {
             let id = partition.id();
             let (low, high) = consumer.fetch_watermarks(topic, id, TIMEOUT)?;
-            cut |= low > 0;
+            if low > 0 {
+                cut.insert(id);
+            }
             if high > low {
                 ends.insert(id, high);
                 total += u64::try_from(high - low).unwrap_or(0);
@@ -115,10 +120,10 @@ impl Reader {
         self.total
     }
 
-    /// Whether retention has removed records at the beginning.
+    /// Whether retention has removed records at the partition's beginning.
     #[must_use]
-    pub fn is_cut(&self) -> bool {
-        self.cut
+    pub fn is_cut(&self, partition: i32) -> bool {
+        self.cut.contains(&partition)
     }
 
     /// The next record up to what was the end at the beginning; None when all were read.

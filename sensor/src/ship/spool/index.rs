@@ -15,7 +15,7 @@ const OVERHEAD: u64 = 10;
 #[derive(Debug, Default)]
 pub(super) struct Index {
     ranks: [VecDeque<(u64, u32)>; SYSTEM as usize + 1],
-    bytes: u64,
+    bytes: [u64; SYSTEM as usize + 1],
 }
 
 /// Bytes that a record of `len` counts.
@@ -26,7 +26,12 @@ pub(super) fn size(len: usize) -> u64 {
 impl Index {
     /// Bytes of all records.
     pub(super) fn bytes(&self) -> u64 {
-        self.bytes
+        self.bytes.iter().sum()
+    }
+
+    /// Bytes of alerts that are not above `rank`.
+    pub(super) fn bytes_up_to(&self, rank: Rank) -> u64 {
+        self.bytes.iter().take(rank.min(CRITICAL) as usize + 1).sum()
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -45,18 +50,19 @@ impl Index {
 
     /// Adds a record, newer than all others.
     pub(super) fn add(&mut self, rank: Rank, number: u64, len: usize) {
-        if let Some(queue) = self.ranks.get_mut(rank as usize) {
+        let rank = rank as usize;
+        if let (Some(queue), Some(bytes)) = (self.ranks.get_mut(rank), self.bytes.get_mut(rank)) {
             queue.push_back((number, u32::try_from(len).unwrap_or(u32::MAX)));
-            self.bytes += size(len);
+            *bytes += size(len);
         }
     }
 
     /// Takes out everything up to `number`; returns how many of that were alerts.
     pub(super) fn acknowledge(&mut self, number: u64) -> u64 {
         let mut alerts = 0;
-        for (queue, rank) in self.ranks.iter_mut().zip(0..) {
+        for ((queue, bytes), rank) in self.ranks.iter_mut().zip(&mut self.bytes).zip(0..) {
             while let Some((_, len)) = queue.pop_front_if(|(first, _)| *first <= number) {
-                self.bytes -= size(len as usize);
+                *bytes -= size(len as usize);
                 alerts += u64::from(rank < SYSTEM);
             }
         }
@@ -65,24 +71,27 @@ impl Index {
 
     /// Takes out the oldest alert of the lowest rank that is newer than `handed` and not above `rank`.
     pub(super) fn evict(&mut self, rank: Rank, handed: u64) -> Option<u64> {
-        for queue in self.ranks.iter_mut().take(rank.min(CRITICAL) as usize + 1) {
+        let ranks = self.ranks.iter_mut().zip(&mut self.bytes).take(rank.min(CRITICAL) as usize + 1);
+        for (queue, bytes) in ranks {
             let at = queue.partition_point(|(number, _)| *number <= handed);
             if let Some((number, len)) = queue.remove(at) {
-                self.bytes -= size(len as usize);
+                *bytes -= size(len as usize);
                 return Some(number);
             }
         }
         None
     }
 
-    /// Takes out one record.
-    pub(super) fn remove(&mut self, number: u64) {
-        for queue in &mut self.ranks {
+    /// Takes out one record; false if it is not there.
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        for (queue, bytes) in self.ranks.iter_mut().zip(&mut self.bytes) {
             if let Ok(at) = queue.binary_search_by_key(&number, |(number, _)| *number)
                 && let Some((_, len)) = queue.remove(at)
             {
-                self.bytes -= size(len as usize);
+                *bytes -= size(len as usize);
+                return true;
             }
         }
+        false
     }
 }

@@ -6,9 +6,11 @@
 mod index;
 #[cfg(test)]
 mod model;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -26,12 +28,16 @@ use crate::notice::Notices;
 const EPOCH: &str = "epoch";
 /// The next sequence number.
 const NEXT: &str = "next";
+/// Up to which number the sink may have records.
+const HANDED: &str = "handed";
 /// When something was last committed, in milliseconds since 1970.
 const ALIVE: &str = "alive";
 /// Bytes that may wait for a commit; beyond it a disk that cannot be written would fill the memory.
 const PENDING_BYTES: u64 = 8 << 20;
 /// Part of the file system that is left to others.
 const FREE_PERCENT: u64 = 5;
+/// What it may hold all the same: an empty spool must still be a way to the sink.
+const FLOOR_BYTES: u64 = 8 << 20;
 /// An empty spool whose file is larger gives the room back.
 const COMPACT_BYTES: u64 = 64 << 20;
 
@@ -52,7 +58,11 @@ pub(super) struct Spool {
     /// When the run before this one last wrote.
     alive: Option<Timestamp>,
     index: Index,
+    /// Keys of the rows that are on the disk.
+    rows: HashSet<Vec<u8>>,
     pending: Pending,
+    /// The sink may have everything up to this number.
+    handed: u64,
     max_bytes: u64,
     /// Bytes beyond which it does not grow now, since the disk is nearly full.
     floor: Option<u64>,
@@ -84,9 +94,14 @@ pub(super) struct Room {
 impl Spool {
     /// Opens the spool in `directory`, or makes one, with the rows of its state. A damaged file is moved aside and named
     /// in a notice.
-    pub(super) fn open(directory: &Path, max_bytes: u64, notices: &Notices) -> anyhow::Result<(Self, Vec<Row>)> {
+    pub(super) fn open(
+        directory: &Path,
+        max_bytes: u64,
+        had_spool: bool,
+        notices: &Notices,
+    ) -> anyhow::Result<(Self, Vec<Row>)> {
         let check = |store| Self::read_state(directory.to_path_buf(), store, max_bytes);
-        store::open_or_set_aside(directory, notices, check)
+        store::open_or_set_aside(directory, had_spool, notices, check)
     }
 
     /// The same with another storage.
@@ -98,7 +113,7 @@ impl Spool {
     fn read_state(directory: PathBuf, store: Store, max_bytes: u64) -> Result<(Self, Vec<Row>), Error> {
         let mut index = Index::default();
         let mut rows = Vec::new();
-        let [epoch, next, alive] = store.write(|write| {
+        let [epoch, next, alive, handed] = store.write(|write| {
             let mut meta = write.open_table(META)?;
             for record in write.open_table(RECORDS)?.iter()? {
                 let (number, record) = record?;
@@ -109,10 +124,10 @@ impl Spool {
                 rows.push((key.value().to_vec(), value.value().to_vec()));
             }
             let get = |name| Ok::<_, Error>(meta.get(name)?.map(|value| value.value()));
-            let [epoch, next, alive] = [get(EPOCH)?, get(NEXT)?, get(ALIVE)?];
+            let [epoch, next, alive, handed] = [get(EPOCH)?, get(NEXT)?, get(ALIVE)?, get(HANDED)?];
             let epoch = epoch.unwrap_or_else(|| Uuid::new_v4().as_u128());
             meta.insert(EPOCH, epoch)?;
-            Ok([Some(epoch), next, alive])
+            Ok([Some(epoch), next, alive, handed])
         })?;
         let next = next.map_or(1, |next| u64::try_from(next).unwrap_or(u64::MAX));
         let spool = Self {
@@ -124,7 +139,9 @@ impl Spool {
             acknowledged: index.first().map_or(next - 1, |first| first - 1),
             alive: alive.and_then(|ms| Timestamp::from_millisecond(i64::try_from(ms).ok()?).ok()),
             index,
+            rows: rows.iter().map(|(key, _)| key.clone()).collect(),
             pending: Pending::default(),
+            handed: u64::try_from(handed.unwrap_or(0)).unwrap_or(u64::MAX),
             max_bytes,
             floor: None,
         };
@@ -183,18 +200,24 @@ impl Spool {
     }
 
     /// Makes room for `len` bytes of `rank` by giving up alerts of lower or the same rank, the lowest and oldest first, but
-    /// none up to `handed`, since the sink may have those.
-    pub(super) fn make_room(&mut self, rank: Rank, len: usize, handed: u64) -> Room {
-        let max = self.floor.map_or(self.max_bytes, |floor| floor.min(self.max_bytes));
+    /// none that the sink is known to have been handed.
+    pub(super) fn make_room(&mut self, rank: Rank, len: usize) -> Room {
         // A fifth is kept for what matters most.
-        let limit = if rank >= index::CRITICAL { max } else { max / 5 * 4 };
+        let (ordinary, floor) = (self.max_bytes / 5 * 4, self.floor.unwrap_or(u64::MAX));
+        let limit = if rank >= index::CRITICAL {
+            self.max_bytes.min(floor.saturating_add(floor / 4))
+        } else {
+            ordinary.min(floor)
+        };
         let need = index::size(len + 1);
         let mut room = Room::default();
-        if self.pending.bytes + need > PENDING_BYTES {
+        // Nothing is given up in vain.
+        let kept = self.index.bytes() - self.index.bytes_up_to(rank);
+        if self.pending.bytes + need > PENDING_BYTES || kept + need > limit {
             return room;
         }
         while self.index.bytes() + need > limit
-            && let Some(number) = self.index.evict(rank, handed)
+            && let Some(number) = self.index.evict(rank, self.handed)
         {
             room.gone.push((number, self.record(number).unwrap_or_default()));
             self.forget(number);
@@ -216,7 +239,12 @@ impl Spool {
 
     /// Sets a row of the state, or removes it.
     pub(super) fn set(&mut self, key: Vec<u8>, value: Option<Vec<u8>>) {
-        self.pending.rows.insert(key, value);
+        if value.is_none() && !self.rows.contains(&key) {
+            // It never was on the disk, and while that fails such rows come and go.
+            self.pending.rows.remove(&key);
+        } else {
+            self.pending.rows.insert(key, value);
+        }
     }
 
     /// Removes everything up to `number`; returns how many of that were alerts.
@@ -229,10 +257,18 @@ impl Spool {
         self.index.acknowledge(number)
     }
 
-    /// Removes one record that cannot be delivered.
-    pub(super) fn remove(&mut self, number: u64) {
-        self.index.remove(number);
-        self.forget(number);
+    /// Removes one record that cannot be delivered; false if it is no longer there.
+    pub(super) fn remove(&mut self, number: u64) -> bool {
+        let found = self.index.remove(number);
+        if found {
+            self.forget(number);
+        }
+        found
+    }
+
+    /// The sink may have everything up to `number`.
+    pub(super) fn hand(&mut self, number: u64) {
+        self.handed = self.handed.max(number);
     }
 
     fn forget(&mut self, number: u64) {
@@ -254,7 +290,7 @@ impl Spool {
     /// Writes what has gathered, synced, with the time `now`. On an error all of it stays for the next commit.
     pub(super) fn commit(&mut self, now: Timestamp) -> Result<(), Error> {
         let pending = &self.pending;
-        let next = self.next;
+        let (next, handed) = (self.next, self.handed);
         self.store.write(|write| {
             let mut records = write.open_table(RECORDS)?;
             if pending.acknowledged > 0 {
@@ -277,10 +313,16 @@ impl Spool {
             }
             let mut meta = write.open_table(META)?;
             meta.insert(NEXT, u128::from(next))?;
+            meta.insert(HANDED, u128::from(handed))?;
             meta.insert(ALIVE, u128::try_from(now.as_millisecond()).unwrap_or(0))?;
             Ok(())
         })?;
-        self.pending = Pending::default();
+        for (key, value) in std::mem::take(&mut self.pending).rows {
+            match value {
+                Some(_) => drop(self.rows.insert(key)),
+                None => drop(self.rows.remove(&key)),
+            }
+        }
         self.committed = self.next - 1;
         Ok(())
     }
@@ -295,9 +337,16 @@ impl Spool {
                     format!("less than {FREE_PERCENT} % of the disk of {place} is free; the spool does not grow");
                 notices.add("ship", "disk_low", 1, what);
             }
-            self.floor = low.then(|| self.floor.unwrap_or(self.index.bytes()));
+            self.floor = low.then(|| self.floor.unwrap_or(self.index.bytes().max(FLOOR_BYTES)));
         }
-        let size = std::fs::metadata(self.directory.join("spool.redb")).map_or(0, |file| file.len());
+        let path = self.directory.join("spool.redb");
+        let file = std::fs::metadata(&path);
+        if file.as_ref().is_err_and(|why| why.kind() == std::io::ErrorKind::NotFound) {
+            let what =
+                format!("somebody has removed {}; what it holds is lost if the sensor ends", path.display());
+            notices.add("ship", "spool_removed", 1, what);
+        }
+        let size = file.map_or(0, |file| file.len());
         if self.index.is_empty()
             && !self.is_dirty()
             && size > COMPACT_BYTES
@@ -321,127 +370,4 @@ impl Reader {
 /// The rank that stands in front of a record.
 fn rank_of(record: &[u8]) -> Rank {
     record.first().copied().unwrap_or(0).min(SYSTEM)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn open_in(dir: &Path) -> anyhow::Result<Spool> {
-        Spool::open(dir, 1000, &Notices::default()).map(|(spool, _)| spool)
-    }
-
-    fn numbers(spool: &Spool) -> Vec<u64> {
-        spool.reader().read(0, 100).unwrap().into_iter().map(|(n, _)| n).collect()
-    }
-
-    fn commit(spool: &mut Spool) {
-        spool.commit(Timestamp::UNIX_EPOCH).unwrap();
-    }
-
-    #[test]
-    fn numbers_go_on_after_a_restart_and_acknowledged_records_are_gone() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open_in(dir.path()).unwrap();
-        let epoch = spool.epoch();
-        [b"a", b"b", b"c"].iter().for_each(|record| spool.push(3, *record));
-        commit(&mut spool);
-        spool.push(3, b"d");
-        spool.acknowledge(2);
-        commit(&mut spool);
-        assert_eq!((numbers(&spool), spool.committed()), (vec![3, 4], 4));
-        drop(spool);
-        let mut spool = open_in(dir.path()).unwrap();
-        assert_eq!(
-            (numbers(&spool), spool.acknowledged(), spool.next(), spool.epoch()),
-            (vec![3, 4], 2, 5, epoch)
-        );
-        assert_eq!(spool.reader().read(4, 9).unwrap(), [(4, b"d".to_vec())]);
-        spool.acknowledge(4);
-        commit(&mut spool);
-        drop(spool);
-        // Numbers are not used again, even when nothing is left.
-        assert_eq!(open_in(dir.path()).unwrap().next(), 5);
-    }
-
-    #[test]
-    fn a_full_spool_gives_up_the_lowest_and_oldest_and_keeps_a_fifth_for_what_matters() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open_in(dir.path()).unwrap();
-        // With its rank and the index's own count each takes 100 bytes; 800 of 1,000 may be ordinary.
-        let record = [0; 89];
-        let room = |spool: &mut Spool, rank, handed| {
-            let room = spool.make_room(rank, 89, handed);
-            (room.gone.into_iter().map(|(number, _)| number).collect::<Vec<_>>(), room.fits)
-        };
-        for rank in [3, 1, 2, 1, 3, 3, 3, 3] {
-            assert_eq!(room(&mut spool, rank, 0), (vec![], true));
-            spool.push(rank, &record);
-        }
-        assert_eq!(room(&mut spool, 3, 0), (vec![2], true), "the oldest of the lowest rank");
-        spool.push(3, &record);
-        assert_eq!(
-            room(&mut spool, 2, 4),
-            (vec![], false),
-            "what was handed to the sink stays, and what is higher"
-        );
-        assert_eq!(room(&mut spool, 2, 0), (vec![4], true));
-        spool.push(2, &record);
-        assert_eq!(room(&mut spool, 1, 0), (vec![], false), "nothing is lower than the lowest");
-        for _ in 0..2 {
-            assert_eq!(room(&mut spool, 5, 0), (vec![], true), "the reserve");
-            spool.push(5, &record);
-        }
-        assert_eq!(room(&mut spool, SYSTEM, 0), (vec![3], true), "then lower ranks go");
-        commit(&mut spool);
-        assert_eq!(numbers(&spool), [1, 5, 6, 7, 8, 9, 10, 11, 12]);
-        assert_eq!(spool.acknowledge(9), 6);
-        assert_eq!(spool.alerts(), 3);
-    }
-
-    #[test]
-    fn two_sensors_on_one_spool_are_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let _first = open_in(dir.path()).unwrap();
-        let why = open_in(dir.path()).map(|_| ()).unwrap_err().to_string();
-        assert!(why.contains("is in use: another pathwatch runs on it"), "{why}");
-    }
-
-    #[test]
-    fn a_damaged_spool_is_moved_aside_and_said() {
-        let good = tempfile::tempdir().unwrap();
-        let mut spool = open_in(good.path()).unwrap();
-        (0..50).for_each(|_| spool.push(3, &[7; 90]));
-        commit(&mut spool);
-        drop(spool);
-        let whole = std::fs::read(good.path().join("spool.redb")).unwrap();
-        let mut flipped = whole.clone();
-        (0..flipped.len()).step_by(100).for_each(|at| flipped[at] ^= 0x55);
-        let truncated = whole[..whole.len() / 3].to_vec();
-        for damage in [b"not a database at all".to_vec(), flipped, truncated] {
-            let dir = tempfile::tempdir().unwrap();
-            std::fs::write(dir.path().join("spool.redb"), damage).unwrap();
-            let notices = Notices::default();
-            let (spool, _) = Spool::open(dir.path(), 1000, &notices).unwrap();
-            assert_eq!(spool.next(), 1);
-            assert_eq!(notices.take()[0].reason, "spool_damaged");
-            let names = std::fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name());
-            assert_eq!(names.filter(|name| name.to_string_lossy().contains("damaged-")).count(), 1);
-        }
-    }
-
-    #[test]
-    fn rows_live_with_the_records() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut spool = open_in(dir.path()).unwrap();
-        spool.set(b"a".to_vec(), Some(b"1".to_vec()));
-        spool.set(b"b".to_vec(), Some(b"2".to_vec()));
-        commit(&mut spool);
-        spool.set(b"a".to_vec(), None);
-        commit(&mut spool);
-        drop(spool);
-        let (spool, rows) = Spool::open(dir.path(), 1000, &Notices::default()).unwrap();
-        assert_eq!(rows, [(b"b".to_vec(), b"2".to_vec())]);
-        assert_eq!(spool.alive(), Some(Timestamp::UNIX_EPOCH));
-    }
 }

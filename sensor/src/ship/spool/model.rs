@@ -22,6 +22,8 @@ struct Disk {
     /// Writes until one fails; and whether it fails as a full disk does.
     fails_in: Option<u32>,
     full: bool,
+    /// The next read fails.
+    fails_to_read: bool,
     /// Tells lies: a sync does nothing. Only to see the test fail.
     lies: bool,
     failures: u64,
@@ -62,6 +64,10 @@ impl StorageBackend for Handle {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         self.disk(|disk| {
+            if std::mem::take(&mut disk.fails_to_read) {
+                disk.failures += 1;
+                return Err(io::ErrorKind::Other.into());
+            }
             let at = usize::try_from(offset).unwrap();
             let bytes = disk.current.get(at..at + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
             out.copy_from_slice(bytes);
@@ -124,6 +130,7 @@ struct Model {
 struct Happened {
     commits: u64,
     failed_commits: u64,
+    failed_reads: u64,
     power_cuts: u64,
     dropped_writes: u64,
     evictions: u64,
@@ -184,7 +191,7 @@ impl Run<'_> {
 
     fn push(&mut self) -> Result<(), String> {
         let (rank, len) = (self.random.u8(1..=6), self.random.usize(1..900));
-        let room = self.spool.make_room(rank, len, 0);
+        let room = self.spool.make_room(rank, len);
         self.happened.evictions += room.gone.len() as u64;
         for (number, record) in room.gone {
             let known = self.model.records.remove(&number);
@@ -230,6 +237,12 @@ impl Run<'_> {
     }
 
     fn commit(&mut self) {
+        if self.random.u8(0..8) == 0 {
+            // A read of another's, which the spool must come back from as well.
+            self.handle.0.lock().unwrap().fails_to_read = true;
+            self.happened.failed_reads += u64::from(self.spool.reader().read(0, 1000).is_err());
+            self.handle.0.lock().unwrap().fails_to_read = false;
+        }
         {
             let mut disk = self.handle.0.lock().unwrap();
             disk.full = self.random.bool();
@@ -274,6 +287,7 @@ fn whatever_the_disk_does_a_commit_is_there_as_a_whole_or_comes_later() {
     let Happened {
         commits,
         failed_commits,
+        failed_reads: _,
         power_cuts,
         dropped_writes,
         evictions,

@@ -22,7 +22,11 @@ const ARGS_BYTES: usize = 256;
 /// Bytes of a path in a summary.
 const PATH_BYTES: usize = 1024;
 /// Kinds of alerts that are counted apart while overflow is gathered.
-const KINDS: usize = 64;
+const KINDS: usize = 20;
+/// Of those, what a summary names.
+const TOP: usize = 10;
+/// Bytes of a path among them.
+const TOP_BYTES: usize = 128;
 
 /// Why alerts were counted instead of sent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -117,6 +121,17 @@ pub(in crate::ship) struct Folded {
     pub(in crate::ship) interrupted: bool,
 }
 
+/// The pod by its names: labels are in the alert, and there may be many.
+fn named(pod: &Pod) -> Pod {
+    Pod {
+        namespace: pod.namespace.clone(),
+        name: pod.name.clone(),
+        uid: pod.uid.clone(),
+        owners: pod.owners.clone(),
+        ..Pod::default()
+    }
+}
+
 fn short(name: &Name) -> String {
     let whole = text(name);
     cut(&whole, PATH_BYTES).to_owned()
@@ -139,7 +154,7 @@ impl Folded {
             operations: Vec::new(),
             result: enriched.event.result,
             container: enriched.container.clone(),
-            pod: enriched.pod.clone(),
+            pod: enriched.pod.as_deref().map(named).map(Arc::new),
             processes: Vec::new(),
             top: Vec::new(),
             others: 0,
@@ -190,7 +205,26 @@ impl Folded {
     /// Memory that it takes, about.
     pub(super) fn weight(&self) -> usize {
         let texts = [&self.path, &self.executable].into_iter().flatten().map(String::len).sum::<usize>();
-        512 + texts + self.processes.iter().map(weight).sum::<usize>()
+        let tags = self.rule.tags.iter().map(|tag| tag.len() + 24).sum::<usize>();
+        let rule = self.rule.description.len() + tags + self.rule.threat.len() * 64;
+        let top = self.top.len() * (2 * TOP_BYTES + 64);
+        1024 + texts + rule + top + self.processes.iter().map(weight).sum::<usize>()
+    }
+
+    /// Nothing more comes: the most frequent kinds are named, all others are one number.
+    pub(super) fn finish(&mut self) {
+        self.top.sort_by_key(|top| std::cmp::Reverse(top.count));
+        self.others += self.top.drain(self.top.len().min(TOP)..).map(|top| top.count).sum::<u64>();
+    }
+
+    /// It is of several policies.
+    pub(super) fn forget_whose(&mut self) {
+        (self.path, self.executable, self.uid, self.container, self.pod) = (None, None, None, None, None);
+        (self.cause, self.first_alert, self.result) = (Cause::Overflow, None, 0);
+        "others".clone_into(&mut self.rule.name);
+        self.rule.namespace = None;
+        self.operations.clear();
+        self.processes.clear();
     }
 
     fn touch(&mut self, alert: &Alert) {
@@ -233,7 +267,7 @@ impl Folded {
         } else if self.top.len() < KINDS {
             let path = alert.event.event.best_path().map(short).unwrap_or_default();
             let executable = alert.event.process.executable.as_ref().map(short);
-            let shorter = |text: String| cut(&text, ARGS_BYTES).to_owned();
+            let shorter = |text: String| cut(&text, TOP_BYTES).to_owned();
             self.top.push(Top { key, path: shorter(path), executable: executable.map(shorter), count: 1 });
         } else {
             self.others += 1;
@@ -245,6 +279,8 @@ impl Folded {
         self.suppressed += other.suppressed;
         self.limited += other.limited;
         self.others += other.suppressed + other.limited;
+        // Of several files and programs now.
+        (self.path, self.executable) = (None, None);
         self.first = self.first.min(other.first);
         self.last = self.last.max(other.last);
         self.interrupted |= other.interrupted;

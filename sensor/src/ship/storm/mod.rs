@@ -20,20 +20,24 @@ use self::bucket::Bucket;
 pub use self::bucket::Rate;
 pub(super) use self::folded::{Cause, Folded};
 use super::redact::Redact;
-use crate::policy::{Alert, Outcome, Severity};
+use crate::policy::{Alert, Kind, Outcome, Severity};
 
 /// Windows that are open at one time; then the one that ends first closes early.
 const WINDOWS: usize = 10_000;
 /// Bytes of all open windows, likewise.
 const WINDOWS_BYTES: usize = 16 << 20;
 /// Policies and containers that have a summary of their own for what was beyond the limits.
-const OVERFLOWS: usize = 1000;
+const OVERFLOWS: usize = 500;
 /// Policies and containers of which it is remembered who was heard already.
 const HEARD: usize = 10_000;
-/// Programs of one container that are heard without paying, for one policy, in one window.
-const HEARD_PROGRAMS: usize = 16;
+/// Programs of one container that are remembered, for one policy, for a minute.
+const HEARD_PROGRAMS: usize = 64;
+/// Of those, how many may pass without paying: who makes programs must not pass for ever.
+const HEARD_FREE: usize = 16;
 /// Summaries that wait for room; beyond it they are put together by policy.
 const CLOSED: usize = 10_000;
+/// Bytes of those, likewise.
+const CLOSED_BYTES: usize = 8 << 20;
 /// How long overflow is gathered, and how long a program counts as heard.
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -102,10 +106,12 @@ struct Open {
     dirty: bool,
 }
 
-/// Who was heard without paying.
+/// Which programs were heard.
 struct Heard {
     until: Instant,
     programs: HashSet<Key>,
+    /// How many of those did not pay.
+    free: usize,
 }
 
 /// All windows and limits.
@@ -125,6 +131,9 @@ pub(super) struct Storm {
     /// Rows of closed ones that are not written as they are.
     rows: HashMap<RowKey, Option<Vec<u8>>>,
     closed: VecDeque<(RowKey, Folded)>,
+    closed_bytes: usize,
+    /// [`CLOSED`]; tests have fewer.
+    most_closed: usize,
     /// Tells the rows of this run from those of others.
     run: Uuid,
     serial: u64,
@@ -140,6 +149,8 @@ impl Storm {
         });
         Self {
             closed: interrupted.collect(),
+            closed_bytes: 0,
+            most_closed: CLOSED,
             node: Bucket::full(config.node, now),
             config,
             redact,
@@ -204,34 +215,46 @@ impl Storm {
     fn may_pass(&mut self, alert: &Alert, now: Instant) -> bool {
         let spec = &alert.policy.policy.spec;
         let own = spec.rate_limit.as_ref().map(|own| Rate { per_second: own.per_second, burst: own.burst });
-        let rate = own.unwrap_or(self.config.policy);
+        let all = self.config.policy;
+        // The author of a namespace's policy can lower its rate, and not raise it over the others'.
+        let tenant = alert.policy.policy.kind == Kind::PathPolicy;
+        let lower =
+            |own: Rate| Rate { per_second: own.per_second.min(all.per_second), burst: own.burst.min(all.burst) };
+        let rate = own.map_or(all, |own| if tenant { lower(own) } else { own });
         let bucket = self.policies.entry(alert.policy.full_name()).or_insert_with(|| Bucket::full(rate, now));
         bucket.set_rate(rate);
-        // A fifth of the node's tokens is kept for what matters most.
-        let reserve = if spec.severity == Severity::Critical { 0 } else { self.config.node.burst / 5 };
+        // A fifth of the node's tokens is kept for what matters most, and half for the cluster's policies.
+        let part = if tenant { 2 } else { 5 };
+        let reserve = if spec.severity == Severity::Critical { 0 } else { self.config.node.burst / part };
         if bucket.has(0, now) && self.node.has(reserve, now) {
             bucket.take();
             self.node.take();
-            self.first_heard(alert, now);
+            self.first_heard(alert, true, now);
             return true;
         }
-        self.first_heard(alert, now)
+        self.first_heard(alert, false, now)
     }
 
-    /// True if this program was not heard of in this container, for this policy, within a minute; it is now.
-    fn first_heard(&mut self, alert: &Alert, now: Instant) -> bool {
+    /// True if this program was not heard of in this container, for this policy, within a minute, and may pass without
+    /// paying; it is heard of now.
+    fn first_heard(&mut self, alert: &Alert, pays: bool, now: Instant) -> bool {
         let key = place_key(alert);
         if !self.heard.contains_key(&key) && self.heard.len() >= HEARD {
             return false;
         }
-        let heard =
-            self.heard.entry(key).or_insert_with(|| Heard { until: now + MINUTE, programs: HashSet::new() });
+        let new = || Heard { until: now + MINUTE, programs: HashSet::new(), free: 0 };
+        let heard = self.heard.entry(key).or_insert_with(new);
         if heard.until <= now {
-            heard.programs.clear();
-            heard.until = now + MINUTE;
+            *heard = new();
         }
         let executable = alert.event.process.executable.as_ref().map_or(&b""[..], |name| name.as_bytes());
-        heard.programs.len() < HEARD_PROGRAMS && heard.programs.insert(hash([executable]))
+        let program = hash([executable]);
+        let passes = !pays && heard.free < HEARD_FREE && !heard.programs.contains(&program);
+        heard.free += usize::from(passes);
+        if heard.programs.len() < HEARD_PROGRAMS {
+            heard.programs.insert(program);
+        }
+        passes
     }
 
     /// Counts an alert that is beyond a limit.
@@ -274,11 +297,13 @@ impl Storm {
 
     /// What was counted becomes a summary; a window without repeats has nothing to tell.
     fn finish(&mut self, open: Open) {
-        let Open { row, folded, dirty, .. } = open;
+        let Open { row, mut folded, dirty, .. } = open;
         if folded.is_empty() {
             return;
         }
-        if self.closed.len() < CLOSED {
+        folded.finish();
+        if self.closed.len() < self.most_closed && self.closed_bytes < CLOSED_BYTES {
+            self.closed_bytes += folded.weight();
             if dirty {
                 self.rows.insert(row.clone(), serde_json::to_vec(&folded).ok());
             }
@@ -287,9 +312,13 @@ impl Storm {
         }
         // There is no room for summaries: those of one policy become one.
         self.rows.insert(row, None);
-        let same = self.closed.iter().position(|(_, known)| known.rule.name == folded.rule.name);
-        if let Some((known_row, known)) = self.closed.get_mut(same.unwrap_or(0)) {
+        let same = self.closed.iter_mut().find(|(_, known)| known.rule.full_name() == folded.rule.full_name());
+        if let Some((known_row, known)) = same {
             known.absorb(folded);
+            self.rows.insert(known_row.clone(), serde_json::to_vec(known).ok());
+        } else if let Some((known_row, known)) = self.closed.back_mut() {
+            known.absorb(folded);
+            known.forget_whose();
             self.rows.insert(known_row.clone(), serde_json::to_vec(known).ok());
         }
     }
@@ -318,6 +347,7 @@ impl Storm {
     /// The next summary that is ready, and the row that goes when it is stored.
     pub(super) fn take_closed(&mut self) -> Option<(RowKey, Folded)> {
         let (row, folded) = self.closed.pop_front()?;
+        self.closed_bytes = self.closed_bytes.saturating_sub(folded.weight());
         self.rows.remove(&row);
         Some((row, folded))
     }
@@ -325,6 +355,7 @@ impl Storm {
     /// There was no room for it; it comes again.
     pub(super) fn put_back(&mut self, row: RowKey, folded: Folded) {
         self.rows.insert(row.clone(), serde_json::to_vec(&folded).ok());
+        self.closed_bytes += folded.weight();
         self.closed.push_front((row, folded));
     }
 
@@ -378,9 +409,12 @@ fn window_key(alert: &Alert) -> Key {
     ])
 }
 
-/// The policy and the container.
+/// The policy and the container; on the host, the user, so that none uses up what is another's.
 fn place_key(alert: &Alert) -> Key {
-    hash([alert.policy.full_name().as_bytes(), container_of(alert)])
+    let event = &alert.event.event;
+    let user = [event.ids.uid, event.login_uid.unwrap_or(u32::MAX)].map(u32::to_le_bytes).concat();
+    let user = if alert.event.container.is_some() { Vec::new() } else { user };
+    hash([alert.policy.full_name().as_bytes(), container_of(alert), &user])
 }
 
 fn container_of(alert: &Alert) -> &[u8] {
