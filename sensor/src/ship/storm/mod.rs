@@ -144,7 +144,8 @@ impl Storm {
     pub(super) fn new(config: Config, redact: Redact, rows: &[(Vec<u8>, Vec<u8>)], now: Instant) -> Self {
         let open = rows.iter().filter(|(key, _)| key.first() == Some(&ROW));
         let interrupted = open.filter_map(|(key, row)| {
-            let folded: Folded = serde_json::from_slice(row).ok()?;
+            let mut folded: Folded = serde_json::from_slice(row).ok()?;
+            folded.finish();
             Some((key.clone(), Folded { interrupted: true, ..folded }))
         });
         Self {

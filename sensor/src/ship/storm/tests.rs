@@ -256,6 +256,7 @@ fn whatever_happens_every_alert_is_emitted_or_in_exactly_one_summary() {
                 told += folded.suppressed + folded.limited;
                 happened.closed += 1;
                 happened.interrupted += u64::from(folded.interrupted);
+                assert!(folded.top.len() <= 10, "seed {seed}");
                 rows.remove(&row);
             }
             // The rows of a commit are all there is after a crash.
