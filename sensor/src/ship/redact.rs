@@ -1,9 +1,11 @@
 //! Secrets in arguments, taken out before anything is stored.
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 use serde::{Deserialize, Serialize};
 
 /// What stands in the place of a secret.
 const MASK: &str = "[redacted]";
+/// What a pattern may remember of what it has seen.
+const DFA_BYTES: usize = 128 << 10;
 /// Words in the name of a setting whose value is a secret.
 const NAMES: &str = r"passw(?:or)?d|passwd|passphrase|\bpass\b|_pass\b|pwd|secret|token|api[-_.]?key|access[-_.]?key|account[-_.]?key|private[-_.]?key|auth[-_.]?key|credentials?";
 /// Programs that take a secret behind a short option, and that option; others mean something else by it.
@@ -110,6 +112,13 @@ impl Redact {
     }
 }
 
+/// A pattern that remembers little: each would take up to 2 MiB for speed, and there are a dozen.
+fn regex(pattern: &str) -> Option<Regex> {
+    // Classes of ASCII: those of Unicode would take a megabyte for each pattern.
+    let pattern = pattern.replace(r"\w", "A-Za-z0-9_").replace(r"\d", "0-9").replace(r"\b", r"(?-u:\b)");
+    RegexBuilder::new(&pattern).dfa_size_limit(DFA_BYTES).build().ok()
+}
+
 fn rules() -> Option<Rules> {
     let value = r#"(?:"[^"]*"|'[^']*'|[^\s"'&;,]+)"#;
     let parts = [
@@ -129,17 +138,16 @@ fn rules() -> Option<Rules> {
         (r"(?s)-----BEGIN [A-Z ]*PRIVATE KEY-----.*".to_owned(), MASK.to_owned()),
         (r"\beyJ[\w-]{6,}\.[\w-]+(\.[\w-]*)?".to_owned(), MASK.to_owned()),
         // A password may have an '@' or a '/' in it; what begins with digits and a '/' is a port.
-        (r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@:]*:\d*[^\d\s/@]\S*@".to_owned(), format!("${{1}}{MASK}@")),
+        (r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@:]*:[\d]*[^\d\s/@]\S*@".to_owned(), format!("${{1}}{MASK}@")),
         (r"(?i)\b([a-z][a-z0-9+.-]*://)[^\s/?#@]+@".to_owned(), format!("${{1}}{MASK}@")),
     ];
     let all = parts.iter().map(|(part, _)| format!("(?:{part})")).collect::<Vec<_>>().join("|");
-    let parts: Vec<_> =
-        parts.into_iter().filter_map(|(part, with)| Some((Regex::new(&part).ok()?, with))).collect();
+    let parts: Vec<_> = parts.into_iter().filter_map(|(part, with)| Some((regex(&part)?, with))).collect();
     Some(Rules {
-        any: Regex::new(&all).ok()?,
+        any: regex(&all)?,
         parts,
-        whole: Regex::new(&format!(r"(?i)^(?:--?)?[\w.-]*(?:{NAMES})[\w.-]*=")).ok()?,
-        before: Regex::new(&format!(r"(?i)^--?[\w.-]*(?:{NAMES})$|^(?i:bearer)$|:\s*(?i:bearer)\s*$")).ok()?,
+        whole: regex(&format!(r"(?i)^(?:--?)?[\w.-]*(?:{NAMES})[\w.-]*="))?,
+        before: regex(&format!(r"(?i)^--?[\w.-]*(?:{NAMES})$|^(?i:bearer)$|:\s*(?i:bearer)\s*$"))?,
     })
 }
 
