@@ -239,7 +239,7 @@ mod tests {
             (
                 "ship: {sink: file, file: {path: a, keep: 4000000000}}",
                 &[],
-                "ship.file.keep is 4000000000; it must be at most 1000",
+                "ship.file.keep is 4000000000; it must be from 1 to 1000",
             ),
             (
                 "ship: {sink: kafka, kafka: {brokers: ['k:1'], topic: a b}}",
