@@ -73,6 +73,10 @@ impl Run {
             .set("SHIP__STORM__WINDOW", "2s")
             .set("SHIP__STORM__POLICY", "{per_second: 40, burst: 80}")
             .set("SHIP__STORM__NODE", "{per_second: 60, burst: 150}");
+        // What is too large must get as far as the broker, whatever the limits.
+        let large = "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {name: large}\n\
+             spec: {subjects: all, severity: critical, rateLimit: {perSecond: 1000, burst: 1000}, paths: ['/large/**']}\n";
+        fs::write(place.path("policies/large.yaml"), large).unwrap();
         mount(&place.state(), "24m");
         let run = Self {
             broker,
@@ -177,7 +181,7 @@ impl Run {
             }
             "record too large" => {
                 let long: String = std::iter::repeat_n("0123456789", 350).collect();
-                let event = open(self.fed, &format!("/watched/{}/{long}", self.fed));
+                let event = open(self.fed, &format!("/large/{}/{long}", self.fed));
                 if self.shipper().write(&event) {
                     self.fed += 1;
                 }
