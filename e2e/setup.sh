@@ -103,13 +103,19 @@ step_guests() {
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
 }
 
-step_kafka() {
-  packages java=openjdk-17-jre-headless mvn=maven kcat=kcat openssl=openssl
-  local libs=$cache/kafka-$kafka
+# jars NAME VERSION PROPERTY SIZE: what e2e/NAME/pom.xml names at that version, in $cache/NAME-VERSION.
+jars() {
+  packages java=openjdk-17-jre-headless mvn=maven
+  local libs=$cache/$1-$2
   [ -e "$libs/.complete" ] && return
-  say "fetching Apache Kafka $kafka (54 MB)"
-  mvn -q -B -f "$here/kafka/pom.xml" "-Dkafka.version=$kafka" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$libs"
+  say "fetching $1 $2 ($4)"
+  mvn -q -B -f "$here/$1/pom.xml" "-D$3=$2" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$libs"
   touch "$libs/.complete"
+}
+
+step_kafka() {
+  packages kcat=kcat openssl=openssl
+  jars kafka $kafka kafka.version '54 MB'
 }
 
 step_cluster() {
@@ -137,14 +143,7 @@ step_cluster() {
 
 step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
 
-step_opensearch() {
-  packages java=openjdk-17-jre-headless mvn=maven
-  local libs=$cache/opensearch-$opensearch
-  [ -e "$libs/.complete" ] && return
-  say "fetching OpenSearch $opensearch (53 MB)"
-  mvn -q -B -f "$here/opensearch/pom.xml" "-Dopensearch.runner=$opensearch" dependency:copy-dependencies -DincludeScope=runtime -DoutputDirectory="$libs"
-  touch "$libs/.complete"
-}
+step_opensearch() { jars opensearch $opensearch opensearch.runner '53 MB'; }
 
 step_siem() {
   local libs name; libs=/usr/lib/$(uname -m)-linux-gnu

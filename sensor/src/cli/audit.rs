@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, bail};
 use clap::Args;
 
-use super::{Common, block_on, start_log};
+use super::{Reading, block_on};
 use crate::{
     policy::shown,
     ship::{
@@ -41,25 +41,16 @@ pub(super) struct Arguments {
     /// The files are the youngest of a rotated set: what is older is no fault
     #[arg(long, requires = "files")]
     rotated: bool,
-    /// Topic; by default ship.kafka.topic
-    #[arg(long, value_name = "TOPIC")]
-    topic: Option<String>,
-    /// JSON instead of a table
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    common: Common,
+    reading: Reading,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.common.load()?;
-    start_log(&config.log)?;
+    let (kafka, topic) = arguments.reading.load()?;
     let mut audit = Audit::default();
     if arguments.files.is_empty() {
-        let kafka = &config.ship.kafka;
-        let topic = arguments.topic.as_ref().unwrap_or(&kafka.topic);
-        for topic in [Some(topic), kafka.system_topic.as_ref()].into_iter().flatten() {
-            read_topic(kafka, topic, &mut audit)?;
+        for topic in [Some(&topic), kafka.system_topic.as_ref()].into_iter().flatten() {
+            read_topic(&kafka, topic, &mut audit)?;
         }
     }
     for file in &arguments.files {
@@ -67,9 +58,8 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     }
     let foreign = audit.foreign();
     let accounts = audit.accounts();
-    let json = arguments.json || !io::stdout().is_terminal();
     let mut out = io::stdout().lock();
-    if json {
+    if arguments.reading.json() {
         serde_json::to_writer_pretty(&mut out, &accounts)?;
         writeln!(out)?;
     } else {

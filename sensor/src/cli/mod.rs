@@ -19,6 +19,7 @@ use crate::{
     config::{self, Config, LogFormat},
     matcher, memory,
     policy::{Directory, Errors, Loaded, shown},
+    ship::KafkaConfig,
 };
 
 /// Bad usage or configuration (`EX_USAGE` of sysexits.h).
@@ -80,6 +81,34 @@ impl Common {
         let text = |os: std::ffi::OsString| os.to_string_lossy().into_owned();
         let variables = std::env::vars_os().map(|(name, value)| (text(name), text(value)));
         Config::load(self.config.as_deref(), variables)
+    }
+}
+
+/// Options of the commands that read a topic.
+#[derive(Args)]
+struct Reading {
+    /// Topic; by default ship.kafka.topic
+    #[arg(long, value_name = "TOPIC")]
+    topic: Option<String>,
+    /// JSON; the default where standard output is no terminal
+    #[arg(long)]
+    json: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+impl Reading {
+    /// Reads the configuration and starts the log; returns the settings of Kafka, and the topic.
+    fn load(&self) -> Result<(KafkaConfig, String), config::Error> {
+        let config = self.common.load()?;
+        start_log(&config.log)?;
+        let kafka = config.ship.kafka;
+        let topic = self.topic.clone().unwrap_or_else(|| kafka.topic.clone());
+        Ok((kafka, topic))
+    }
+
+    fn json(&self) -> bool {
+        self.json || !std::io::stdout().is_terminal()
     }
 }
 

@@ -1,12 +1,12 @@
 //! `pathwatch tail`
 use std::{
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, Write as _},
     time::Duration,
 };
 
 use clap::Args;
 
-use super::{Common, block_on, start_log, stop_on_signal, stop_with_reader};
+use super::{Reading, block_on, stop_on_signal, stop_with_reader};
 use crate::ship::{Begin, Reader, record_line};
 
 /// How often it is looked whether to stop.
@@ -21,30 +21,22 @@ Examples:
   pathwatch tail --config pathwatch.yaml --from-beginning --all
   pathwatch tail --config pathwatch.yaml --json | jq .file.path")]
 pub(super) struct Arguments {
-    /// Topic; by default ship.kafka.topic
-    #[arg(long, value_name = "TOPIC")]
-    topic: Option<String>,
     /// Begin with the oldest record that is kept, and end with the newest there is
     #[arg(long)]
     from_beginning: bool,
     /// Heartbeats, too
     #[arg(long)]
     all: bool,
-    /// JSON lines as they are in the topic
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
-    common: Common,
+    reading: Reading,
 }
 
 pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
-    let config = arguments.common.load()?;
-    start_log(&config.log)?;
-    config.ship.kafka.check().map_err(crate::config::Error::new)?;
-    let topic = arguments.topic.as_ref().unwrap_or(&config.ship.kafka.topic);
+    let (kafka, topic) = arguments.reading.load()?;
+    kafka.check().map_err(crate::config::Error::new)?;
     let begin = if arguments.from_beginning { Begin::Beginning } else { Begin::End };
-    let mut reader = Reader::open(&config.ship.kafka, topic, begin)?;
-    let json = arguments.json || !io::stdout().is_terminal();
+    let mut reader = Reader::open(&kafka, &topic, begin)?;
+    let json = arguments.reading.json();
     block_on(async {
         let stop = stop_on_signal()?;
         stop_with_reader(stop.clone());

@@ -154,8 +154,7 @@ impl Book {
     /// Takes an alert in: into the spool, or into a count.
     pub(super) fn take(&mut self, alert: &Alert, now: Now) {
         self.ledger.totals.fired += 1;
-        let id = self.encoder.alert_id(alert);
-        match self.storm.admit(alert, id, now.at) {
+        match self.storm.admit(alert, || self.encoder.alert_id(alert), now.at) {
             Verdict::Suppressed => {
                 self.ledger.totals.suppressed += 1;
                 self.metrics.suppressed.add(1);
@@ -372,8 +371,8 @@ impl Book {
         for (key, value) in rows {
             self.spool.set(key, value);
         }
-        let idle = now.at.saturating_duration_since(self.committed_at) < ALIVE;
-        if !self.spool.is_dirty() && idle {
+        let recent = now.at.saturating_duration_since(self.committed_at) < ALIVE;
+        if !self.spool.is_dirty() && recent {
             return Ok(());
         }
         match self.spool.commit(now.time) {

@@ -195,7 +195,7 @@ impl Ledger {
     /// What this record told is told by nobody, since it is a dead letter: another tells it.
     pub(super) fn take_back(&mut self, record: &Record) {
         let document: Value = serde_json::from_str(record.data.get()).unwrap_or_default();
-        let own = document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch"));
+        let own = record::own(&document);
         let number = |pointer: &str| own.and_then(|own| own.pointer(pointer)?.as_u64()).unwrap_or(0);
         let text =
             |pointer: &str| own.and_then(|own| own.pointer(pointer)?.as_str()).unwrap_or_default().to_owned();

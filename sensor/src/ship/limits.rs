@@ -70,6 +70,18 @@ struct Changed {
     padded: Vec<String>,
 }
 
+/// Takes out nulls, and objects and lists in which nothing is left.
+pub(super) fn prune(value: &mut Value) {
+    match value {
+        Value::Object(fields) => fields.retain(|_, value| {
+            prune(value);
+            !is_nothing(value)
+        }),
+        Value::Array(items) => items.iter_mut().for_each(prune),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
+    }
+}
+
 fn is_nothing(value: &Value) -> bool {
     match value {
         Value::Null => true,

@@ -36,6 +36,7 @@ pub(super) fn document(encoder: &Encoder, said: &Said<'_>, place: Place) -> Valu
         fields.insert("time".to_owned(), ecs.millis("/@timestamp"));
         fields.insert("unmapped".to_owned(), unmapped(ecs));
     }
+    limits::prune(&mut document);
     document
 }
 

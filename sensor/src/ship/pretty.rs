@@ -3,6 +3,7 @@ use jiff::{Timestamp, tz::TimeZone};
 
 use serde_json::Value;
 
+use super::record;
 use crate::{
     event::{Enriched, Event, Name, PathStatus, flags},
     policy::{Alert, Outcome, Severity, shown},
@@ -88,7 +89,7 @@ pub fn record_line(payload: &[u8], all: bool) -> Option<String> {
     if word == "heartbeat" && !all {
         return None;
     }
-    let own = document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch"))?;
+    let own = record::own(&document)?;
     let severity = own.get("severity").and_then(Value::as_str);
     let code = match (severity, word) {
         (Some("critical"), _) => "1;97;41",

@@ -1,7 +1,7 @@
 //! A record on its way: an encoded document and what the stage must know of it.
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
-use serde_json::value::RawValue;
+use serde_json::{Value, value::RawValue};
 use uuid::Uuid;
 
 /// What a record tells, by its CloudEvents type.
@@ -67,6 +67,11 @@ pub(super) struct Record {
     pub(super) container: Option<String>,
     /// The document.
     pub(super) data: Box<RawValue>,
+}
+
+/// The project's own fields of a document, whatever its schema.
+pub(super) fn own(document: &Value) -> Option<&Value> {
+    document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch"))
 }
 
 impl Record {

@@ -382,7 +382,7 @@ impl Sender {
         }
         tokio::task::block_in_place(|| {
             if age > self.stall * RENEW {
-                producer.renew(&format!("no answer for {} s", age.as_secs()));
+                producer.replace(&format!("no answer for {} s", age.as_secs()), Duration::ZERO);
             } else if age > self.stall {
                 producer.stalled(age);
             }

@@ -16,7 +16,7 @@ use serde_json::Value;
 use crate::{
     TOPIC,
     broker::{Broker, Consumed},
-    shipper::{Place, Shipper, mount, open, unmount},
+    shipper::{Place, Shipper, mount, open, spooled, unmount},
 };
 
 /// Faults, by the names that the summary has for them.
@@ -137,9 +137,7 @@ impl Run {
     }
 
     fn note_spooled(&mut self, log: &str) {
-        let said =
-            log.rsplit_once("\"spooled\":").and_then(|(_, rest)| rest.split(['}', ',']).next()?.parse().ok());
-        let spooled: u64 = said.unwrap_or(0);
+        let spooled = spooled(log);
         assert!(spooled == 0 || spooled >= self.spooled, "the spool went back from {} to {spooled}", self.spooled);
         self.spooled = self.spooled.max(spooled);
     }

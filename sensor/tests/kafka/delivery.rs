@@ -16,7 +16,7 @@ use crate::{
     common::pathwatch,
     running::{PATIENCE, Sensor, total},
     schema,
-    shipper::paths,
+    shipper::{paths, spooled},
 };
 
 /// No limit that a test could meet.
@@ -73,11 +73,6 @@ impl Site {
 
 /// Waits until the spool has committed that many records.
 fn wait_for_spooled(sensor: &Sensor, records: u64) {
-    let spooled = |log: &str| {
-        let said =
-            log.rsplit_once("\"spooled\":").map(|(_, rest)| rest.split(['}', ',']).next().unwrap().to_owned());
-        said.and_then(|number| number.parse::<u64>().ok()).unwrap_or(0)
-    };
     let began = Instant::now();
     while spooled(&sensor.log()) < records {
         assert!(began.elapsed() < PATIENCE, "{}", sensor.log());

@@ -1,5 +1,5 @@
-//! What a broker can do to a producer, each row of the table in ARCHITECTURE.md's design; by the real broker, or by librdkafka's
-//! mock where a real one cannot be made to.
+//! What a broker can do to a producer, and a disk to a spool, one test each; by the real broker, or by librdkafka's mock where
+//! a real one cannot be made to.
 use std::{
     fs,
     time::{Duration, Instant},

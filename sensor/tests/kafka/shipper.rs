@@ -152,9 +152,7 @@ impl Shipper {
 
     /// The highest number that a commit has said to be on the disk.
     pub(crate) fn spooled(&self) -> u64 {
-        let log = self.log.lock().unwrap();
-        let said = log.iter().rev().find_map(|line| line.split("\"spooled\":").nth(1));
-        said.and_then(|rest| rest.split(['}', ',']).next()?.parse().ok()).unwrap_or(0)
+        spooled(&self.log())
     }
 
     /// Ends the input and waits until everything is delivered; returns the log.
@@ -185,6 +183,12 @@ impl Drop for Shipper {
         self.child.kill().ok();
         self.child.wait().ok();
     }
+}
+
+/// The highest number that a commit has said to be on the disk, by a sensor's log.
+pub(crate) fn spooled(log: &str) -> u64 {
+    let said = log.rsplit_once("\"spooled\":").and_then(|(_, rest)| rest.split(['}', ',']).next()?.parse().ok());
+    said.unwrap_or(0)
 }
 
 /// Paths of the alerts among `records`.

@@ -37,13 +37,13 @@ fn summaries(alert: &Alert) -> Vec<Folded> {
     let now = std::time::Instant::now();
     let config = StormConfig { policy: Rate { per_second: 1, burst: 1 }, ..StormConfig::default() };
     let mut storm = Storm::new(config, Redact::new(&Redaction::On), &[], now);
-    assert_eq!(storm.admit(alert, Uuid::from_u128(1), now), Verdict::Emit);
-    assert_eq!(storm.admit(alert, Uuid::from_u128(2), now), Verdict::Suppressed);
+    assert_eq!(storm.admit(alert, || Uuid::from_u128(1), now), Verdict::Emit);
+    assert_eq!(storm.admit(alert, || Uuid::from_u128(2), now), Verdict::Suppressed);
     let mut other = alert.clone();
     let mut event = (*other.event).clone();
     event.event.path = Some("/etc/shadow-".into());
     other.event = event.into();
-    assert_eq!(storm.admit(&other, Uuid::from_u128(3), now), Verdict::Limited);
+    assert_eq!(storm.admit(&other, || Uuid::from_u128(3), now), Verdict::Limited);
     storm.close_due(None);
     std::iter::from_fn(|| storm.take_closed()).map(|(_, folded)| folded).collect()
 }
@@ -145,7 +145,7 @@ fn the_most_hostile_alert_fits_and_says_what_it_lost() {
         let (_, bytes) = samples::encoder(format).record(&Said::Alert(&alert), 1, Timestamp::UNIX_EPOCH).unwrap();
         let record: Record = serde_json::from_slice(&bytes).unwrap();
         let document: Value = serde_json::from_str(record.data.get()).unwrap();
-        let own = document.get("pathwatch").or_else(|| document.pointer("/unmapped/pathwatch")).unwrap();
+        let own = crate::ship::record::own(&document).unwrap();
         println!("{format:?}: {} bytes without {}", record.data.get().len(), own["truncated"]);
         assert!(record.data.get().len() <= RECORD_LIMIT);
         assert!(own["truncated"].as_array().unwrap().contains(&json!("process.parent.args")));

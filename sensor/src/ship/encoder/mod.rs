@@ -102,11 +102,7 @@ impl Encoder {
                 limits::put_in_order(&mut document, true);
                 document
             }
-            Format::Ocsf => {
-                let mut document = ocsf::document(self, said, place);
-                prune(&mut document);
-                document
-            }
+            Format::Ocsf => ocsf::document(self, said, place),
         }
     }
 
@@ -200,20 +196,5 @@ impl Said<'_> {
             Self::Summary(folded) => folded.pod.as_deref(),
             Self::Loss(_) | Self::Health(_) | Self::Heartbeat(_) => None,
         }
-    }
-}
-
-/// Takes out nulls, and objects and lists in which nothing is left.
-fn prune(value: &mut Value) {
-    if let Value::Object(fields) = value {
-        fields.retain(|_, value| {
-            prune(value);
-            !(value.is_null()
-                || value.as_object().is_some_and(serde_json::Map::is_empty)
-                || value.as_array().is_some_and(Vec::is_empty))
-        });
-    }
-    if let Value::Array(items) = value {
-        items.iter_mut().for_each(prune);
     }
 }

@@ -114,9 +114,6 @@ pub enum Key {
 
 impl Config {
     /// Refuses addresses that are none.
-    ///
-    /// # Errors
-    /// Names the setting and what it may be.
     fn check_brokers(&self) -> Result<(), String> {
         if self.brokers.is_empty() {
             return Err("ship.kafka.brokers is empty; name at least one as host:port".to_owned());

@@ -284,12 +284,8 @@ impl Producer {
         }
     }
 
-    /// Makes a new producer, since the old one is no use.
-    pub(super) fn renew(&mut self, why: &str) {
-        self.replace(why, Duration::ZERO);
-    }
-
-    fn replace(&mut self, why: &str, drain: Duration) {
+    /// Makes a new producer; the old one may go on for `drain` with what it has. If none can be made, it stays.
+    pub(super) fn replace(&mut self, why: &str, drain: Duration) {
         let made = Material::read(&self.config).and_then(|material| {
             let (sum, expires) = (material.sum, material.expires);
             Ok((connect(&self.config, &self.shared, material, self.generation + 1)?, sum, expires))

@@ -148,9 +148,10 @@ impl Storm {
             folded.finish();
             Some((key.clone(), Folded { interrupted: true, ..folded }))
         });
+        let closed: VecDeque<_> = interrupted.collect();
         Self {
-            closed: interrupted.collect(),
-            closed_bytes: 0,
+            closed_bytes: closed.iter().map(|(_, folded)| folded.weight()).sum(),
+            closed,
             most_closed: CLOSED,
             node: Bucket::full(config.node, now),
             config,
@@ -173,8 +174,8 @@ impl Storm {
         [&[ROW], self.run.as_bytes().as_slice(), &self.serial.to_be_bytes()].concat()
     }
 
-    /// Counts the alert where it belongs, or says that it goes out; then it will have the id `id`.
-    pub(super) fn admit(&mut self, alert: &Alert, id: Uuid, now: Instant) -> Verdict {
+    /// Counts the alert where it belongs, or says that it goes out; then it will have the id that `id` gives.
+    pub(super) fn admit(&mut self, alert: &Alert, id: impl FnOnce() -> Uuid, now: Instant) -> Verdict {
         let window = self.window(alert);
         let key = window_key(alert);
         if !window.is_zero()
@@ -191,11 +192,11 @@ impl Storm {
             self.close(&key);
         }
         if !self.may_pass(alert, now) {
-            self.overflow(alert, now);
+            self.overflow(alert, key, now);
             return Verdict::Limited;
         }
         if !window.is_zero() {
-            let folded = Folded::window(alert, id);
+            let folded = Folded::window(alert, id());
             self.bytes += folded.weight();
             let (row, end) = (self.next_row(), now + window);
             self.ends.insert((end, key));
@@ -258,8 +259,8 @@ impl Storm {
         passes
     }
 
-    /// Counts an alert that is beyond a limit.
-    fn overflow(&mut self, alert: &Alert, now: Instant) {
+    /// Counts an alert of this `kind` that is beyond a limit.
+    fn overflow(&mut self, alert: &Alert, kind: Key, now: Instant) {
         let mut key = place_key(alert);
         let full = self.overflows.len() >= OVERFLOWS && !self.overflows.contains_key(&key);
         if full {
@@ -274,7 +275,7 @@ impl Storm {
             dirty: false,
         };
         let open = self.overflows.entry(key).or_insert_with(make);
-        open.folded.limit(alert, window_key(alert));
+        open.folded.limit(alert, kind);
         if !std::mem::replace(&mut open.dirty, true) {
             self.dirty.push((false, key));
         }

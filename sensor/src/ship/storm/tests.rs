@@ -36,9 +36,9 @@ fn the_first_goes_out_at_once_and_repeats_become_one_summary_at_the_windows_end(
         )
     };
     let id = Uuid::from_u128(7);
-    assert_eq!(storm.admit(&by(1), id, start), Verdict::Emit);
+    assert_eq!(storm.admit(&by(1), || id, start), Verdict::Emit);
     for pid in 2..=40 {
-        assert_eq!(storm.admit(&by(pid), id, start + seconds(59)), Verdict::Suppressed);
+        assert_eq!(storm.admit(&by(pid), || id, start + seconds(59)), Verdict::Suppressed);
     }
     storm.close_due(Some(start + seconds(59)));
     assert!(storm.take_closed().is_none());
@@ -48,7 +48,7 @@ fn the_first_goes_out_at_once_and_repeats_become_one_summary_at_the_windows_end(
     assert_eq!((summary.suppressed, summary.limited, summary.first_alert), (39, 0, Some(id)));
     assert_eq!(summary.processes.len(), 16);
     assert_eq!(summary.processes[0].args, "cat --token=[redacted]");
-    assert_eq!(storm.admit(&by(1), id, start + seconds(60)), Verdict::Emit);
+    assert_eq!(storm.admit(&by(1), || id, start + seconds(60)), Verdict::Emit);
     // Without repeats there is nothing to tell.
     storm.close_due(None);
     assert!(storm.take_closed().is_none());
@@ -82,10 +82,10 @@ fn only_the_same_by_the_same_is_a_repeat() {
     ];
     let (mut storm, now) = (storm(Config::default()), Instant::now());
     for alert in &all {
-        assert_eq!(storm.admit(alert, Uuid::nil(), now), Verdict::Emit);
+        assert_eq!(storm.admit(alert, Uuid::nil, now), Verdict::Emit);
     }
     for alert in &all {
-        assert_eq!(storm.admit(alert, Uuid::nil(), now), Verdict::Suppressed);
+        assert_eq!(storm.admit(alert, Uuid::nil, now), Verdict::Suppressed);
     }
 }
 
@@ -94,7 +94,7 @@ fn a_policy_chooses_its_window_and_its_rate() {
     let (mut storm, now) = (storm(Config::default()), Instant::now());
     let spec = json!({"dedup": {"window": "0s"}, "rateLimit": {"perSecond": 1, "burst": 2}});
     let alert = opened(&spec, "/etc/shadow", &json!({}));
-    let verdicts = |storm: &mut Storm, at| [(); 3].map(|()| storm.admit(&alert, Uuid::nil(), at));
+    let verdicts = |storm: &mut Storm, at| [(); 3].map(|()| storm.admit(&alert, Uuid::nil, at));
     assert_eq!(verdicts(&mut storm, now), [Verdict::Emit, Verdict::Emit, Verdict::Limited]);
     assert_eq!(verdicts(&mut storm, now + seconds(1)), [Verdict::Emit, Verdict::Limited, Verdict::Limited]);
     storm.close_due(None);
@@ -111,13 +111,13 @@ fn a_storm_in_one_pod_hides_neither_the_next_victim_nor_what_is_critical() {
     };
     let noisy = json!({});
     let count =
-        (0..100).filter(|n| storm.admit(&of(&noisy, "noisy", *n), Uuid::nil(), now) == Verdict::Emit).count();
+        (0..100).filter(|n| storm.admit(&of(&noisy, "noisy", *n), Uuid::nil, now) == Verdict::Emit).count();
     assert_eq!(count, 8, "all but the reserve");
-    assert_eq!(storm.admit(&of(&noisy, "victim", 0), Uuid::nil(), now), Verdict::Emit);
-    assert_eq!(storm.admit(&of(&noisy, "victim", 1), Uuid::nil(), now), Verdict::Limited);
+    assert_eq!(storm.admit(&of(&noisy, "victim", 0), Uuid::nil, now), Verdict::Emit);
+    assert_eq!(storm.admit(&of(&noisy, "victim", 1), Uuid::nil, now), Verdict::Limited);
     let critical = json!({"severity": "critical", "description": "another policy"});
     let count =
-        (0..100).filter(|n| storm.admit(&of(&critical, "noisy", *n), Uuid::nil(), now) == Verdict::Emit).count();
+        (0..100).filter(|n| storm.admit(&of(&critical, "noisy", *n), Uuid::nil, now) == Verdict::Emit).count();
     assert_eq!(count, 2, "the reserve");
 }
 
@@ -130,10 +130,10 @@ fn who_has_used_up_the_free_passes_of_one_user_has_not_used_up_anothers() {
         opened(&json!({}), &format!("/etc/{n}"), &program)
     };
     for n in 0..100 {
-        storm.admit(&by(n, 1000), Uuid::nil(), now);
+        storm.admit(&by(n, 1000), Uuid::nil, now);
     }
-    assert_eq!(storm.admit(&by(200, 1000), Uuid::nil(), now), Verdict::Limited);
-    assert_eq!(storm.admit(&by(200, 0), Uuid::nil(), now), Verdict::Emit);
+    assert_eq!(storm.admit(&by(200, 1000), Uuid::nil, now), Verdict::Limited);
+    assert_eq!(storm.admit(&by(200, 0), Uuid::nil, now), Verdict::Emit);
 }
 
 #[test]
@@ -150,10 +150,10 @@ fn a_namespaces_author_cannot_drain_the_node() {
         alert.policy = std::sync::Arc::new(compiled);
         alert
     };
-    let count = (0..10_000).filter(|n| storm.admit(&of(&greedy, *n), Uuid::nil(), now) == Verdict::Emit).count();
+    let count = (0..10_000).filter(|n| storm.admit(&of(&greedy, *n), Uuid::nil, now) == Verdict::Emit).count();
     assert!((500..520).contains(&count), "{count} of a burst of 1,000");
     let cluster = |n: usize| opened(&json!({}), &format!("/etc/{n}"), &json!({}));
-    let count = (0..50).filter(|n| storm.admit(&cluster(*n), Uuid::nil(), now) == Verdict::Emit).count();
+    let count = (0..50).filter(|n| storm.admit(&cluster(*n), Uuid::nil, now) == Verdict::Emit).count();
     assert_eq!(count, 50);
 }
 
@@ -165,7 +165,7 @@ fn new_programs_do_not_pay_only_so_often() {
         let program = json!({"process": {"pid": 1, "start_ns": 1, "executable": format!("/tmp/{n}")}});
         opened(&json!({}), &format!("/etc/{n}"), &program)
     };
-    let count = (0..1000).filter(|n| storm.admit(&by(*n), Uuid::nil(), now) == Verdict::Emit).count();
+    let count = (0..1000).filter(|n| storm.admit(&by(*n), Uuid::nil, now) == Verdict::Emit).count();
     assert_eq!(count, HEARD_FREE + 4, "and those that paid, up to the reserve");
 }
 
@@ -176,8 +176,8 @@ fn windows_and_overflows_are_bounded_and_none_is_forgotten() {
     let of = |n: usize| opened(&json!({}), &format!("/etc/{n}"), &json!({}));
     for n in 0..WINDOWS + 10 {
         let alert = of(n);
-        assert_eq!(storm.admit(&alert, Uuid::nil(), now + Duration::from_millis(n as u64)), Verdict::Emit);
-        assert_eq!(storm.admit(&alert, Uuid::nil(), now + Duration::from_millis(n as u64)), Verdict::Suppressed);
+        assert_eq!(storm.admit(&alert, Uuid::nil, now + Duration::from_millis(n as u64)), Verdict::Emit);
+        assert_eq!(storm.admit(&alert, Uuid::nil, now + Duration::from_millis(n as u64)), Verdict::Suppressed);
     }
     assert_eq!((storm.windows.len(), storm.ends.len(), closed(&mut storm).len()), (WINDOWS, WINDOWS, 10));
 
@@ -186,9 +186,9 @@ fn windows_and_overflows_are_bounded_and_none_is_forgotten() {
     for n in 0..(OVERFLOWS + 50) {
         let alert = opened(&json!({}), "/etc/x", &json!({"container": {"id": n.to_string(), "pod_uid": null}}));
         // The first of a container is heard; the second window of it is not.
-        storm.admit(&alert, Uuid::nil(), now);
+        storm.admit(&alert, Uuid::nil, now);
         let other = opened(&json!({}), "/etc/y", &json!({"container": {"id": n.to_string(), "pod_uid": null}}));
-        assert_eq!(storm.admit(&other, Uuid::nil(), now), Verdict::Limited);
+        assert_eq!(storm.admit(&other, Uuid::nil, now), Verdict::Limited);
     }
     assert_eq!(storm.overflows.len(), OVERFLOWS + 1);
     storm.close_due(None);
@@ -239,7 +239,7 @@ fn whatever_happens_every_alert_is_emitted_or_in_exactly_one_summary() {
         storm.most_closed = if random.bool() { 3 } else { CLOSED };
         let (mut told, mut expected) = (0, 0);
         for _ in 0..300 {
-            match storm.admit(&alerts[random.usize(..alerts.len())], Uuid::nil(), now) {
+            match storm.admit(&alerts[random.usize(..alerts.len())], Uuid::nil, now) {
                 Verdict::Emit => happened.emitted += 1,
                 Verdict::Suppressed => (happened.suppressed, expected) = (happened.suppressed + 1, expected + 1),
                 Verdict::Limited => (happened.limited, expected) = (happened.limited + 1, expected + 1),
