@@ -7,7 +7,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use serde_yaml::{Mapping, Value};
 
-use crate::{capture, enrich, policy, ship};
+use crate::{
+    apiserver::{Source, Tokens},
+    capture, enrich, http,
+    policy::{self, Severity},
+    ship,
+};
 
 /// Beginning of the variables that override a field.
 const PREFIX: &str = "PATHWATCH__";
@@ -28,6 +33,8 @@ pub struct Config {
     pub enrich: enrich::Config,
     /// Where alerts go.
     pub ship: ship::Config,
+    /// Who may ask the sensor for its state.
+    pub http: http::Config,
     /// What the sensor says of itself on standard error.
     pub log: Log,
 }
@@ -54,13 +61,38 @@ pub struct Cluster {
 pub struct Policies {
     /// A directory of YAML files, read with those below it.
     pub directory: PathBuf,
+    /// Policies that came with the sensor, of which only those from a severity on are in force.
+    pub library: Library,
     /// Changes to policies by their names (`namespace/name` for a PathPolicy): `suspend`, `severity`, more `exceptions`.
     pub overrides: BTreeMap<String, policy::Override>,
+    /// Whether to use the policies that are objects of the API server; by default wherever `enrich.kubernetes` is in use.
+    pub resources: bool,
 }
 
 impl Default for Policies {
     fn default() -> Self {
-        Self { directory: "policies".into(), overrides: BTreeMap::new() }
+        Self {
+            directory: "policies".into(),
+            library: Library::default(),
+            overrides: BTreeMap::new(),
+            resources: true,
+        }
+    }
+}
+
+/// Policies that came with the sensor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Library {
+    /// Where they are; by default there are none.
+    pub directory: Option<PathBuf>,
+    /// The lowest severity of those that are in force; an override with `suspend: false` puts others in force.
+    pub severity: Severity,
+}
+
+impl Default for Library {
+    fn default() -> Self {
+        Self { directory: None, severity: Severity::High }
     }
 }
 
@@ -163,6 +195,29 @@ impl Config {
         Err(Error(missing.to_owned()))
     }
 
+    /// Whether policies may come from the API server.
+    #[must_use]
+    pub fn has_policies_of_cluster(&self) -> bool {
+        self.policies.resources && self.enrich.in_cluster()
+    }
+
+    /// Whom to ask for the policies that are objects; None without a cluster, or where they are not wanted.
+    ///
+    /// # Errors
+    /// When there should be a cluster to ask, and it cannot be known which.
+    pub fn policies_of_cluster(&self) -> anyhow::Result<Option<Source>> {
+        self.has_policies_of_cluster().then(|| Source::new("policy", self.enrich.kubeconfig.clone())).transpose()
+    }
+
+    /// Who may ask for the state of policies; None if nobody may, or if there is no cluster that would know him.
+    ///
+    /// # Errors
+    /// As [`Self::policies_of_cluster`].
+    pub fn tokens(&self) -> anyhow::Result<Option<Tokens>> {
+        let user = self.http.controller.clone().filter(|_| self.enrich.in_cluster());
+        user.map(|user| Ok(Tokens::new(Source::new("http", self.enrich.kubeconfig.clone())?, user))).transpose()
+    }
+
     /// The node's name.
     #[must_use]
     pub fn node_name(&self) -> String {
@@ -262,7 +317,7 @@ mod tests {
             (
                 "",
                 &[("PATHWATCH__NO__SUCH", "1")],
-                "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `enrich`, `ship`, `log`",
+                "PATHWATCH__NO__SUCH: unknown field `no`, expected one of `node`, `cluster`, `policies`, `capture`, `enrich`, `ship`, `http`, `log`",
             ),
         ] {
             assert_eq!(load(text, environment).unwrap_err(), message, "{text}");

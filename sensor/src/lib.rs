@@ -1,17 +1,21 @@
 //! Pathwatch: a sensor for file opens on Kubernetes nodes. This file is the wiring; ARCHITECTURE.md is the map.
 #![deny(unsafe_code)]
+pub mod apiserver;
 pub mod capture;
 pub mod cli;
 pub mod config;
+pub mod controller;
 pub mod enrich;
 pub mod event;
 pub mod hierarchy;
+pub mod http;
 pub mod matcher;
 pub mod memory;
 pub mod metrics;
 pub mod notice;
 pub mod observation;
 pub mod policy;
+pub mod procfs;
 pub mod ship;
 
 use std::{io::Read, sync::Arc, time::Duration};
@@ -21,9 +25,10 @@ use config::Config;
 use enrich::{Enrich, Inputs, Outputs};
 use event::Enriched;
 use hierarchy::Hierarchy;
+use http::Served;
 use metrics::Metrics;
 use notice::Notices;
-use policy::{Alert, Directory, Loaded, PolicySet};
+use policy::{Alert, Directory, Loaded, PolicySet, Readers};
 use ship::{Encoder, Format, Identity, Node, Redaction, Stdout};
 use tokio::{
     runtime::Handle,
@@ -62,9 +67,19 @@ pub async fn run(
 
     loaded.tell(&metrics, &notices);
     let (sets, policies) = watch::channel(loaded.set);
+    let (resources, objects) = watch::channel(Arc::default());
+    let (told, in_force) = watch::channel(Arc::from(loaded.objects));
     let enriched = start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let alerts = start_matcher(enriched, policies, &common, &mut tasks);
-    tasks.spawn(policy::reload(directory, sets, metrics.clone(), notices.clone(), stop.clone()));
+    if let Some(source) = config.policies_of_cluster()? {
+        tasks.spawn(policy::watch_resources(source, resources, notices.clone()));
+    }
+    if let Some(listen) = config.http.listen {
+        let served = Served { metrics: metrics.clone(), policies: in_force, tokens: config.tokens()? };
+        tasks.spawn(http::serve(listen, served, stop.clone()));
+    }
+    let readers = Readers { sets, objects: told };
+    tasks.spawn(policy::reload(directory, objects, readers, metrics.clone(), notices.clone(), stop.clone()));
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
     finish(tasks, Some(stop), common).await
@@ -148,6 +163,7 @@ fn start_capture_and_enrich(
 ) -> anyhow::Result<mpsc::Receiver<Enriched>> {
     let Common { metrics, notices, .. } = common.clone();
     let hierarchy = Hierarchy::find(&config.enrich.cgroups)?;
+    procfs::mounted_at(&config.enrich.proc, &hierarchy);
     let (capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
     policy::tell_unseen(&policies.borrow(), capture.mode());
     let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;

@@ -79,7 +79,7 @@ impl Types {
         match std::fs::read(Path::new(VMLINUX)) {
             Ok(raw) => Self::parse(raw).ok_or(Error::BadBtf),
             Err(why) if why.kind() == std::io::ErrorKind::NotFound => Err(Error::NoBtf),
-            Err(why) => Err(Error::Io(VMLINUX, why)),
+            Err(why) => Err(Error::Io(VMLINUX.to_owned(), why)),
         }
     }
 

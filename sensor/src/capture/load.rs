@@ -1,5 +1,5 @@
 //! Loads and attaches the kernel side in the best mode that this kernel allows.
-use std::os::unix::fs::MetadataExt as _;
+use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
@@ -9,7 +9,7 @@ use aya::{
 use rustix::process::{Resource, Rlimit};
 
 use super::{Config, Error, Mode, btf::Types, offsets};
-use crate::{event::CaptureMode, hierarchy::Hierarchy};
+use crate::{event::CaptureMode, hierarchy::Hierarchy, procfs};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwatch-ebpf"));
 
@@ -118,10 +118,12 @@ struct Own {
 fn whoami(globals: &[(&str, u32)], config: &Config) -> Result<Own, Error> {
     // PROC_PID_INIT_INO of include/linux/proc_ns.h
     const INITIAL: u32 = 0xEFFF_FFFC;
-    const OWN: &str = "/proc/self/ns/pid";
-    let namespace =
-        |file| std::fs::metadata(file).map(|found| found.ino() as u32).map_err(|why| Error::Io(file, why));
-    if namespace(OWN)? == INITIAL {
+    let read = |file: PathBuf, why| Error::Io(file.display().to_string(), why);
+    let namespace = |file: PathBuf| match std::fs::metadata(&file) {
+        Ok(found) => Ok(found.ino() as u32),
+        Err(why) => Err(read(file, why)),
+    };
+    if namespace("/proc/self/ns/pid".into())? == INITIAL {
         return Ok(Own { tgid: std::process::id(), level: 0, namespace: INITIAL });
     }
     const NAME: &str = "whoami";
@@ -134,17 +136,20 @@ fn whoami(globals: &[(&str, u32)], config: &Config) -> Result<Own, Error> {
     let [tgid, own_level] = answer.map_err(|why| Error::Load(NAME, why.into()))?;
     // The numbers of this process in the namespace that /proc shows, and in each that is in it, down to its own
     // (proc_pid_status(5)).
-    const STATUS: &str = "/proc/self/status";
-    let status = std::fs::read_to_string(STATUS).map_err(|why| Error::Io(STATUS, why))?;
+    let status = procfs::of("self", "status");
+    let status = std::fs::read_to_string(&status).map_err(|why| read(status, why))?;
     let numbers = status
         .lines()
         .find_map(|line| line.strip_prefix("NSpid:"))
         .map_or(1, |rest| rest.split_ascii_whitespace().count());
     let level = own_level.saturating_sub((numbers as u32).saturating_sub(1));
+    if level == 0 {
+        return Ok(Own { tgid, level, namespace: INITIAL });
+    }
     // Process 1 of a /proc is in its namespace, whoever else is not.
-    let namespace = namespace("/proc/1/ns/pid")?;
+    let namespace = namespace(procfs::of(1, "ns/pid"))?;
     tracing::warn!(
-        "/proc shows a pid namespace of its own: of processes outside of it little is known. Unless this node is a container itself, give the sensor the host's (hostPID: true, docker run --pid=host)"
+        "/proc shows a pid namespace of its own: of processes outside of it little is known. Unless this node is a container itself, mount the node's /proc and name it in enrich.proc, or give the sensor the node's pid namespace (hostPID: true, docker run --pid=host)"
     );
     Ok(Own { tgid, level, namespace })
 }
@@ -155,8 +160,8 @@ fn permitted() -> Result<(), Error> {
     const SYS_ADMIN: u64 = 1 << 21;
     const PERFMON: u64 = 1 << 38;
     const BPF: u64 = 1 << 39;
-    let status =
-        std::fs::read_to_string("/proc/self/status").map_err(|why| Error::Io("/proc/self/status", why))?;
+    let status = std::fs::read_to_string("/proc/self/status")
+        .map_err(|why| Error::Io("/proc/self/status".to_owned(), why))?;
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
     let effective = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()).unwrap_or(0);
     if effective & SYS_ADMIN != 0 || effective & BPF != 0 && effective & PERFMON != 0 {

@@ -127,7 +127,7 @@ pub enum Error {
     Load(&'static str, #[source] anyhow::Error),
     /// A file of the kernel cannot be read.
     #[error("cannot read {0}: {1}")]
-    Io(&'static str, #[source] std::io::Error),
+    Io(String, #[source] std::io::Error),
 }
 
 /// Attached programs, and the reader of the ring that they fill.
@@ -313,7 +313,7 @@ fn growth(counters: &PerCpuArray<MapData, u64>, slot: usize, seen: &mut u64) -> 
 /// The id of this boot, which the kernel draws at random.
 fn boot_id() -> Result<Uuid, Error> {
     const FILE: &str = "/proc/sys/kernel/random/boot_id";
-    let text = std::fs::read_to_string(FILE).map_err(|why| Error::Io(FILE, why))?;
+    let text = std::fs::read_to_string(FILE).map_err(|why| Error::Io(FILE.to_owned(), why))?;
     Ok(text.trim().parse().unwrap_or_default())
 }
 

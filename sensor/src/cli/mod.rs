@@ -1,5 +1,6 @@
 //! The command line.
 mod audit;
+mod controller;
 mod policy;
 mod replay;
 mod run;
@@ -50,7 +51,6 @@ struct Cli {
 }
 
 #[derive(Subcommand)]
-#[expect(clippy::large_enum_variant, reason = "there is one, read once")]
 enum Command {
     /// Run the sensor
     Run(run::Arguments),
@@ -62,6 +62,10 @@ enum Command {
     Audit(audit::Arguments),
     /// Show the records of a topic as they come
     Tail(tail::Arguments),
+    /// Write into policy objects what the sensors have made of them
+    Controller(controller::Arguments),
+    /// Print the custom resources of policies
+    Crd,
     /// Check, explain and tune policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -132,7 +136,7 @@ impl Deciding {
         start_log(&config.log)?;
         let path = self.policies.as_ref().unwrap_or(&config.policies.directory).clone();
         let (directory, loaded) = load(vec![path.clone()], &config)?;
-        if loaded.policies.is_empty() {
+        if loaded.policies.is_empty() && !config.has_policies_of_cluster() {
             return Err(match lines(&loaded) {
                 None => Errors(format!("no policy in {}: it has no *.yaml file with one", path.display())),
                 Some(errors) => errors,
@@ -158,6 +162,10 @@ impl Deciding {
 /// The policies at and below `paths`, as the configuration changes them.
 fn load(paths: Vec<PathBuf>, config: &Config) -> Result<(Directory, Loaded), Errors> {
     let mut directory = Directory::new(paths, config.policies.overrides.clone(), matcher::run_examples);
+    let library = &config.policies.library;
+    if let Some(place) = library.directory.clone() {
+        directory = directory.with_library(place, library.severity);
+    }
     let loaded = directory.poll()?;
     // The first look finds everything new, if there is anything.
     Ok((directory, loaded.unwrap_or_default()))
@@ -188,6 +196,8 @@ pub fn main() -> ExitCode {
         Command::Replay(arguments) => replay::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Tail(arguments) => tail::run(arguments),
+        Command::Controller(arguments) => controller::run(arguments),
+        Command::Crd => policy::print_crds(),
         Command::Policy(command) => policy::run(command),
     };
     match outcome {

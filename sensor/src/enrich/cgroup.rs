@@ -17,6 +17,7 @@ use crate::{
     hierarchy::Hierarchy,
     notice::Notices,
     observation::{CgroupMade, Identity},
+    procfs,
 };
 
 /// Most cgroups that are remembered; a node with 250 pods has about a thousand.
@@ -76,7 +77,7 @@ impl Cgroups {
     /// Remembers those that are there, the older first. The kernel reports already, so none is missed in between.
     pub(super) fn walk(&mut self) {
         // A node that is a container begins where its kubelet's cgroups do, which the sensor is in as a pod.
-        if let Ok(table) = fs::read("/proc/self/cgroup")
+        if let Some(table) = procfs::cgroups("self")
             && let Some(own) = self.hierarchy.path_in(&table)
             && let Some(base) = base_of(own)
             && let Ok(found) = fs::metadata(self.at(base))
@@ -272,7 +273,7 @@ impl Cgroups {
 
     /// Finds cgroup `id` and those above it by the path of its member `pid`. If that has been moved since, it is another's.
     fn find(&mut self, id: u64, pid: u32) -> Option<()> {
-        let table = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        let table = procfs::cgroups(pid)?;
         let path = self.hierarchy.path_in(&table)?.to_vec();
         if fs::metadata(self.at(&path)).ok()?.ino() != id {
             return None;
@@ -294,7 +295,7 @@ impl Cgroups {
 
     /// The container that a process is in by /proc, if its cgroup is known.
     pub(super) fn home_of(&self, pid: u32) -> Option<Arc<Home>> {
-        let table = fs::read(format!("/proc/{pid}/cgroup")).ok()?;
+        let table = procfs::cgroups(pid)?;
         let id = fs::metadata(self.at(self.hierarchy.path_in(&table)?)).ok()?.ino();
         self.nodes.get(&id)?.home.clone()
     }

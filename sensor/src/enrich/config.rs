@@ -22,6 +22,8 @@ pub struct Config {
     pub hold: SignedDuration,
     /// Where the node's cgroup file systems are mounted.
     pub cgroups: PathBuf,
+    /// Where the node's procfs is mounted: `/host/proc` or the like in a container without the node's pid namespace.
+    pub proc: PathBuf,
 }
 
 impl Default for Config {
@@ -32,6 +34,7 @@ impl Default for Config {
             kubeconfig: None,
             hold: SignedDuration::from_secs(2),
             cgroups: "/sys/fs/cgroup".into(),
+            proc: "/proc".into(),
         }
     }
 }

@@ -28,7 +28,6 @@ use self::{
     container::Home,
     hold::{Hold, Homes, Waiting},
     pod::{Change, Pods},
-    pods::Source,
     process::Processes,
     roots::Roots,
     targets::Selection,
@@ -38,6 +37,7 @@ pub use self::{
     targets::Targets,
 };
 use crate::{
+    apiserver::Source,
     event::{Enriched, Enrichment, Event, Missing, Owner, Program},
     hierarchy::Hierarchy,
     metrics::Metrics,
@@ -90,7 +90,7 @@ pub fn watch_pods(
 ) -> anyhow::Result<Changes> {
     let (changes, receiver) = mpsc::channel(CHANGES);
     if config.in_cluster() {
-        let source = Source::new(config.kubeconfig.clone())?;
+        let source = Source::new("enrich", config.kubeconfig.clone())?;
         tasks.spawn(pods::tell_changes(source, node, policies, changes, notices));
     }
     Ok(Changes(receiver))

@@ -1,17 +1,15 @@
 //! Pods of this node as the API server tells of them: one watch, and one more of namespaces while a policy needs it.
 //!
 //! Must not know processes or cgroups; only this file of the stage knows `kube`.
-use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, sync::Arc};
 
-use anyhow::Context as _;
-use futures::{FutureExt as _, StreamExt as _, stream::BoxStream};
+use futures::StreamExt as _;
 use k8s_openapi::{
     api::core::v1::{Namespace, Pod as FullPod},
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{
-    Api, Client, Resource, ResourceExt as _,
-    config::{KubeConfigOptions, Kubeconfig},
+    Resource, ResourceExt as _,
     core::{DeserializeGuard, PartialObjectMeta},
     runtime::watcher,
 };
@@ -20,24 +18,22 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, sleep},
 };
-use uuid::Uuid;
 
 use super::{
     describe::{Described, owners},
     pod::{Change, IDS, LABELS, PodInfo, size_of_labels},
 };
-use crate::{event::Pod, notice::Notices, policy::PolicySet};
+use crate::{
+    apiserver::{SILENCE, SPREAD, Source, from_cache, refuses_streams, spread},
+    event::Pod,
+    notice::Notices,
+    policy::PolicySet,
+};
 
-/// Sensors of a cluster begin within so much time, so that not all ask at once; no longer than an event is held.
-const SPREAD: Duration = Duration::from_secs(2);
 /// Most bytes of a text that is kept.
 const TEXT: usize = 512;
 /// Most addresses of a pod that are kept; it has one of each family.
 const IPS: usize = 4;
-/// How long to wait for a connection.
-const CONNECT: Duration = Duration::from_secs(10);
-/// How long a connection may be silent. The API server sends a bookmark each minute to a watch without news.
-const SILENCE: Duration = Duration::from_secs(90);
 
 /// The fields of a pod that are used: a fraction of it.
 #[derive(Clone, Debug, Deserialize, Resource)]
@@ -109,43 +105,6 @@ struct Terminated {
     container_id: String,
 }
 
-/// Where the API server is and who we are to it.
-#[derive(Clone)]
-pub(super) struct Source {
-    kubeconfig: Option<PathBuf>,
-}
-
-impl Source {
-    /// By `kubeconfig`, or else by the pod's own service account.
-    ///
-    /// # Errors
-    /// When the file, or what a pod is given, cannot be used.
-    pub(super) fn new(kubeconfig: Option<PathBuf>) -> anyhow::Result<Self> {
-        let source = Self { kubeconfig };
-        source.client()?;
-        Ok(source)
-    }
-
-    /// A client with the token as it is now: what the kubelet mounts is replaced long before it expires.
-    fn client(&self) -> anyhow::Result<Client> {
-        let mut config = match &self.kubeconfig {
-            Some(file) => {
-                let context = || format!("enrich.kubeconfig {} is not usable", file.display());
-                let whole = Kubeconfig::read_from(file).with_context(context)?;
-                let options = KubeConfigOptions::default();
-                // It reads files only.
-                kube::Config::from_custom_kubeconfig(whole, &options).now_or_never().context("it waits for something")?.with_context(context)?
-            }
-            None => kube::Config::incluster().context(
-                "no cluster to ask for pods: run as a pod with a service account, name a file in enrich.kubeconfig, or set enrich.kubernetes to off",
-            )?,
-        };
-        config.connect_timeout = Some(CONNECT);
-        config.read_timeout = Some(SILENCE);
-        Client::try_from(config).context("the API server's address or certificates are not usable")
-    }
-}
-
 /// Tells `changes` of the pods of `node`, and of namespaces while a policy selects by their labels; ends when nobody
 /// listens.
 pub(super) async fn tell_changes(
@@ -167,18 +126,13 @@ pub(super) async fn tell_changes(
     Ok(())
 }
 
-/// A part of [`SPREAD`] by chance.
-fn spread() -> Duration {
-    SPREAD.mul_f64((Uuid::new_v4().as_u128() % 1000) as f64 / 1000.0)
-}
-
 async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>, notices: &Notices) {
     let of_node = watcher::Config::default().fields(&format!("spec.nodeName={node}"));
     // Streaming costs the API server least, but it may be too old for it; lists from its cache come next.
     let (mut config, plain) = (of_node.clone().streaming_lists(), from_cache(of_node));
     let mut pauses = watcher::DefaultBackoff::default();
     loop {
-        let mut stream = stream::<DeserializeGuard<SlimPod>>(source, &config, notices);
+        let mut stream = source.stream::<DeserializeGuard<SlimPod>>(&(), &config, notices);
         let (began, mut begun, mut listed) = (Instant::now(), 0, false);
         // Also where the watch could go on: a server that was set up anew, or from a backup, counts its versions from
         // lower numbers, and would say nothing until it has caught up with the last that we know.
@@ -206,7 +160,7 @@ async fn watch_pods(source: &Source, node: &str, changes: &mpsc::Sender<Change>,
                     break;
                 }
                 Err(why) => {
-                    tell(notices, "pods", &why);
+                    source.tell(notices, "pods", &why);
                     break;
                 }
             };
@@ -235,7 +189,7 @@ async fn watch_namespaces(
     let config = from_cache(watcher::Config::default());
     let mut pauses = watcher::DefaultBackoff::default();
     while policies.wait_for(|set| set.wants_namespace_labels()).await.is_ok() {
-        let mut stream = stream::<PartialObjectMeta<Namespace>>(source, &config, notices);
+        let mut stream = source.stream::<PartialObjectMeta<Namespace>>(&(), &config, notices);
         let mut all = HashSet::new();
         loop {
             let event = tokio::select! {
@@ -260,7 +214,7 @@ async fn watch_namespaces(
                 Some(Ok(watcher::Event::Delete(found))) => Change::Namespace(found.name_any(), None),
                 Some(Ok(watcher::Event::InitDone)) => Change::Namespaces(std::mem::take(&mut all)),
                 Some(Err(why)) => {
-                    tell(notices, "namespaces", &why);
+                    source.tell(notices, "namespaces", &why);
                     Change::NamespacesSilent
                 }
                 None => Change::NamespacesSilent,
@@ -277,64 +231,6 @@ async fn watch_namespaces(
     }
     // Without policies to come there is nothing to wait for, and this is not what ends the watch of pods.
     std::future::pending().await
-}
-
-/// Lists that the API server answers from its cache. In pages it would go to etcd for them, whatever version is asked for.
-fn from_cache(config: watcher::Config) -> watcher::Config {
-    watcher::Config { page_size: None, ..config.any_semantic() }
-}
-
-/// Objects as the API server tells of them; none if what a pod is given cannot be read now.
-fn stream<K>(
-    source: &Source,
-    config: &watcher::Config,
-    notices: &Notices,
-) -> BoxStream<'static, Result<watcher::Event<K>, watcher::Error>>
-where
-    K: Resource<DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned + Send + 'static,
-{
-    match source.client() {
-        Ok(client) => watcher(Api::all(client), config.clone()).boxed(),
-        Err(why) => {
-            notices.add("enrich", "api_unreachable", 1, format!("{why:#}"));
-            futures::stream::empty().boxed()
-        }
-    }
-}
-
-/// The answer of the API server, if it is one.
-fn status(why: &watcher::Error) -> Option<u16> {
-    match why {
-        watcher::Error::InitialListFailed(kube::Error::Api(status))
-        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
-        | watcher::Error::WatchFailed(kube::Error::Api(status)) => Some(status.code),
-        watcher::Error::WatchError(status) => Some(status.code),
-        watcher::Error::InitialListFailed(_)
-        | watcher::Error::WatchStartFailed(_)
-        | watcher::Error::WatchFailed(_)
-        | watcher::Error::NoResourceVersion => None,
-    }
-}
-
-/// Before 1.34, or with the feature WatchList turned off, the parameters of a streaming list are invalid.
-fn refuses_streams(why: &watcher::Error) -> bool {
-    matches!(why, watcher::Error::WatchStartFailed(_)) && matches!(status(why), Some(400 | 404 | 405 | 415 | 422))
-}
-
-/// Says what is the matter and what to do.
-fn tell(notices: &Notices, what: &str, why: &watcher::Error) {
-    let (reason, remedy) = match status(why) {
-        Some(403) => ("api_refused", format!("allow the service account to list and watch {what}")),
-        Some(401) => ("api_refused", "check the service account's token".to_owned()),
-        // It has forgotten what came after our last look; everything is told anew.
-        Some(410) => return,
-        _ => ("api_unreachable", "it is asked again".to_owned()),
-    };
-    // The innermost cause says it; those around it repeat it at length.
-    let causes = std::iter::successors(Some(why as &dyn std::error::Error), |why| why.source());
-    let text = causes.last().map(ToString::to_string).unwrap_or_default();
-    let detail = format!("the API server tells nothing of {what}, events go on without: {text}; {remedy}");
-    notices.add("enrich", reason, 1, detail);
 }
 
 /// What the sensor needs of a pod; of one that cannot be read as a whole, what its metadata tell.

@@ -10,6 +10,7 @@ use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
 use crate::{
     event::{Args, Program},
     observation::Identity,
+    procfs,
 };
 
 /// Clock ticks of /proc/PID/stat are always hundredths of a second (USER_HZ, include/asm-generic/param.h).
@@ -29,7 +30,7 @@ pub(super) struct Found {
 
 /// Pids of all processes.
 pub(super) fn pids() -> impl Iterator<Item = u32> {
-    fs::read_dir("/proc")
+    fs::read_dir(procfs::node())
         .into_iter()
         .flatten()
         .flatten()
@@ -37,11 +38,11 @@ pub(super) fn pids() -> impl Iterator<Item = u32> {
 }
 
 pub(super) fn read(pid: u32) -> Option<Found> {
-    let (parent, start) = parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+    let (parent, start) = parse_stat(&fs::read(procfs::of(pid, "stat")).ok()?)?;
     let start_ns = start.checked_mul(TICK_NS)?;
     let mut program = Program { pid, start_ns, from_proc: true, ..Program::default() };
     // Kernel threads have no program, and a zombie's is gone.
-    let link = format!("/proc/{pid}/exe");
+    let link = procfs::of(pid, "exe");
     let mut file = None;
     // What the kernel has of it already: a file system of the process's own making may never answer.
     let found = statx(CWD, &link, AtFlags::STATX_DONT_SYNC, StatxFlags::INO | StatxFlags::NLINK);
@@ -53,26 +54,26 @@ pub(super) fn read(pid: u32) -> Option<Found> {
         program.executable = Some(path.into());
         file = Some((found.stx_dev_major << 20 | found.stx_dev_minor & 0xf_ffff, found.stx_ino));
         let mut args = Vec::new();
-        let read = File::open(format!("/proc/{pid}/cmdline"))
+        let read = File::open(procfs::of(pid, "cmdline"))
             .and_then(|cmdline| cmdline.take(ARGS_LIMIT + 1).read_to_end(&mut args));
         program.args_cut = read.is_err() || args.len() as u64 > ARGS_LIMIT;
         args.truncate(ARGS_LIMIT as usize);
         program.args = Args::new(&args);
         program.cwd =
-            fs::read_link(format!("/proc/{pid}/cwd")).ok().map(|path| path.into_os_string().into_vec().into());
+            fs::read_link(procfs::of(pid, "cwd")).ok().map(|path| path.into_os_string().into_vec().into());
     }
     Some(Found { parent, program, file })
 }
 
 /// Whether that very process is there.
 pub(super) fn is_alive(process: Identity) -> bool {
-    let stat = fs::read(format!("/proc/{}/stat", process.pid)).ok();
+    let stat = fs::read(procfs::of(process.pid, "stat")).ok();
     stat.and_then(|stat| parse_stat(&stat)).is_some_and(|(_, start)| start == process.start_ns / TICK_NS)
 }
 
 /// The parent of a process; 0 if it has none that can be seen from here.
 pub(super) fn parent_of(pid: u32) -> Option<u32> {
-    Some(parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?.0)
+    Some(parse_stat(&fs::read(procfs::of(pid, "stat")).ok()?)?.0)
 }
 
 /// Parent pid and start time in ticks. The name in parentheses may hold anything, also `)`.

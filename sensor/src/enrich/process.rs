@@ -20,6 +20,7 @@ use crate::{
     notice::Notices,
     observation::{Exec, Fork, Identity},
     policy::PolicySet,
+    procfs,
 };
 
 /// Most processes that are remembered.
@@ -255,7 +256,7 @@ impl Processes {
 
     /// SHA-256 sum of a process's program, taken once of each version of a file.
     fn sum(&mut self, pid: u32) -> Option<String> {
-        let mut file = File::open(format!("/proc/{pid}/exe")).ok()?;
+        let mut file = File::open(procfs::of(pid, "exe")).ok()?;
         let found = file.metadata().ok()?;
         let stamp = (found.dev(), found.ino(), found.size(), found.ctime(), found.ctime_nsec());
         if let Some(sum) = self.sums.get(&stamp) {

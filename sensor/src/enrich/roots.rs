@@ -19,7 +19,7 @@ use std::{
 use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
 
 use super::trust::{host, mount_namespace};
-use crate::{event::Name, notice::Notices, policy::PolicySet};
+use crate::{event::Name, notice::Notices, policy::PolicySet, procfs};
 
 /// When what was found is looked up anew.
 const REFRESH: Duration = Duration::from_secs(30);
@@ -108,7 +108,7 @@ impl Roots {
             // A process in a chroot would show its own root for that of all.
             let whole = |pid: &u32| {
                 mount_namespace(*pid) == Some(namespace)
-                    && fs::read_link(format!("/proc/{pid}/root")).is_ok_and(|root| root == Path::new("/"))
+                    && fs::read_link(procfs::of(pid, "root")).is_ok_and(|root| root == Path::new("/"))
             };
             let member = lineage.into_iter().find(whole);
             let links = member.and_then(|pid| resolve(pid, &policies));
@@ -135,7 +135,7 @@ impl Roots {
 /// What the literals of `policies` lead to in the root of process `pid`, where that is elsewhere; None if it is gone.
 fn resolve(pid: u32, policies: &PolicySet) -> Option<Links> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
-    let root = open(format!("/proc/{pid}/root"), flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
+    let root = open(procfs::of(pid, "root"), flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
     let mut links = Links::new();
     for literal in policies.literals() {
         // Most do not exist. The kernel follows 40 links at most, and none out of the root.

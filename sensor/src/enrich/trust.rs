@@ -16,7 +16,7 @@ use rustix::{
 };
 
 use super::container::is_in_container;
-use crate::event::Name;
+use crate::{event::Name, procfs};
 
 /// Most generations between a process and the first one of its container.
 const GENERATIONS: usize = 64;
@@ -31,7 +31,7 @@ pub(super) fn host() -> u32 {
             return 1;
         }
         tracing::warn!(
-            "not permitted to look into /proc/1/root: programs are compared with the sensor's own root, so exceptions by path hold only if it runs on the host itself; needs CAP_SYS_PTRACE and the host's pid namespace"
+            "not permitted to look into /proc/1/root: programs are compared with the sensor's own root, so exceptions by path hold only if it runs on the host itself; needs CAP_SYS_PTRACE, and the node's /proc in enrich.proc"
         );
         std::process::id()
     })
@@ -108,7 +108,7 @@ fn comes_with_image(path: &[u8], entry: u32, is_it: impl Fn(&OwnedFd) -> bool) -
     if !find(entry, path, ResolveFlags::NO_XDEV).is_ok_and(|file| is_it(&file)) {
         return false;
     }
-    let Ok(mounts) = fs::read(format!("/proc/{entry}/mountinfo")) else { return false };
+    let Ok(mounts) = fs::read(procfs::of(entry, "mountinfo")) else { return false };
     match upper_layer(&mounts) {
         Some(Upper::ReadOnly) => true,
         Some(Upper::At(directory)) => {
@@ -133,7 +133,7 @@ impl Candidate<'_> {
 /// Device of the superblock that `file` is on, by the mount table of process `pid`.
 fn superblock_device(file: &OwnedFd, pid: u32) -> Option<u32> {
     let mount = statx(file, "", AtFlags::EMPTY_PATH, StatxFlags::MNT_ID).ok()?.stx_mnt_id;
-    let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).ok()?;
+    let mounts = fs::read_to_string(procfs::of(pid, "mountinfo")).ok()?;
     let line = mounts.lines().find(|line| line.split(' ').next() == Some(mount.to_string().as_str()))?;
     let (major, minor) = line.split(' ').nth(2)?.split_once(':')?;
     Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?)
@@ -141,8 +141,7 @@ fn superblock_device(file: &OwnedFd, pid: u32) -> Option<u32> {
 
 /// What stands at `path` in the root of process `pid`, reached by no symbolic link.
 fn find(pid: u32, path: &[u8], more: ResolveFlags) -> rustix::io::Result<OwnedFd> {
-    let root =
-        open(format!("/proc/{pid}/root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
+    let root = open(procfs::of(pid, "root"), OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?;
     let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_SYMLINKS | more;
     openat2(root, OsStr::from_bytes(path), OFlags::PATH | OFlags::CLOEXEC, Mode::empty(), resolve)
 }
@@ -167,8 +166,8 @@ fn entry_of_container(lineage: &[u32]) -> Option<u32> {
         if namespace == outside {
             // The runtime runs as root, and has not given the container a user namespace: in one of its own, the
             // first process could have made another root after that.
-            let table = fs::read(format!("/proc/{entry}/cgroup")).ok()?;
-            let root = fs::metadata(format!("/proc/{parent}")).ok()?.uid() == 0;
+            let table = procfs::cgroups(entry)?;
+            let root = fs::metadata(procfs::of(parent, "")).ok()?.uid() == 0;
             let own = namespace_of(entry, "user")? != namespace_of(host(), "user")?;
             return (root && !own && is_in_container(&table)).then_some(entry);
         }
@@ -183,7 +182,7 @@ pub(super) fn mount_namespace(pid: u32) -> Option<u64> {
 }
 
 fn namespace_of(pid: u32, kind: &str) -> Option<u64> {
-    fs::metadata(format!("/proc/{pid}/ns/{kind}")).ok().map(|found| found.ino())
+    fs::metadata(procfs::of(pid, &format!("ns/{kind}"))).ok().map(|found| found.ino())
 }
 
 /// The layer of an overlay that is written to.

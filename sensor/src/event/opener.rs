@@ -149,6 +149,17 @@ pub enum Missing {
 impl Missing {
     /// All of them, in the order of the enumeration.
     pub const ALL: [Self; 4] = [Self::Program, Self::Cgroup, Self::Pod, Self::Namespace];
+
+    /// The word for it in records and metrics.
+    #[must_use]
+    pub fn word(self) -> &'static str {
+        match self {
+            Self::Program => "program",
+            Self::Cgroup => "cgroup",
+            Self::Pod => "pod",
+            Self::Namespace => "namespace",
+        }
+    }
 }
 
 /// How many generations of ancestors an event carries.

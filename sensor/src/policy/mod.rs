@@ -4,14 +4,18 @@
 mod alias;
 mod check;
 mod compile;
+mod crd;
 mod diagnostic;
 mod directory;
 mod example;
 mod exception;
 mod glob;
+mod load;
+mod object;
 mod parse;
 mod position;
 mod reload;
+mod resources;
 mod spec;
 mod subject;
 mod trie;
@@ -23,12 +27,16 @@ use serde::Serialize;
 pub use self::{
     alias::names,
     compile::{Compiled, Exempt, Namespace, Patterns, PolicySet},
+    crd::crd,
     diagnostic::{Diagnostic, Errors, Fault, Level, shown},
-    directory::{Directory, Judge, Loaded, Override},
+    directory::Directory,
     example::{Example, Examples},
     exception::is_broad,
     glob::{Decided, Glob, GlobError},
-    reload::{reload, tell_unseen},
+    load::{Judge, Loaded, Override},
+    object::{InForce, Object, Objects, Reference, State},
+    reload::{Readers, reload, tell_unseen},
+    resources::{object_of, resource, watch_resources},
     spec::{
         ApiVersion, Comparison, ContainerSelector, Exception, Files, Kind, LabelSelector, Metadata, Outcome,
         Policy, Requirement, Severity, Spec, Subjects, Threat,

@@ -1,44 +1,71 @@
 //! Policies that change while the sensor runs.
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Compiled, Directory, Loaded, PolicySet};
+use super::{Compiled, Directory, InForce, Loaded, Objects, PolicySet};
 use crate::{event::CaptureMode, metrics::Metrics, notice::Notices};
 
 /// How often the directory is looked at. A look is a stat(2) of each file, so no event of any file system is missed,
 /// not even of those that tell of none.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// How long news of the API server are gathered: it tells of objects one by one.
+const GATHER: Duration = Duration::from_millis(200);
+/// Shortest time between two readings, each as long as it takes: whoever changes policies again and again must not have
+/// the sensor do nothing else.
+const SHARE: u32 = 4;
 
-/// Looks at `directory` until `stop`, and hands every new set to `sets`: a receiver has the old set or the new one,
-/// never parts of both.
+/// Where policies go once they are read.
+pub struct Readers {
+    /// To the stages: what is in force.
+    pub sets: watch::Sender<Arc<PolicySet>>,
+    /// To whoever asks: what has become of each object.
+    pub objects: watch::Sender<Arc<[InForce]>>,
+}
+
+/// Looks at `directory`, and at `objects` when they change, until `stop`, and hands every new set to `readers`: a receiver
+/// has the old set or the new one, never parts of both.
 ///
 /// # Errors
 /// Only if this program is broken.
 pub async fn reload(
     mut directory: Directory,
-    sets: watch::Sender<Arc<PolicySet>>,
+    mut objects: watch::Receiver<Arc<Objects>>,
+    readers: Readers,
     metrics: Arc<Metrics>,
     notices: Notices,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let mut took = Duration::ZERO;
     loop {
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
             () = sleep(INTERVAL) => {}
+            // Without a cluster there is none that could change them.
+            Ok(()) = objects.changed() => sleep(GATHER).await,
         }
+        sleep(took * SHARE).await;
+        let known = objects.borrow_and_update().clone();
+        let began = Instant::now();
         let (back, outcome) = spawn_blocking(move || {
+            directory.set_objects(known.in_order());
             let outcome = directory.poll();
             (directory, outcome)
         })
         .await?;
         directory = back;
+        took = Duration::ZERO;
         match outcome {
             Ok(None) => {}
             Ok(Some(loaded)) => {
+                took = began.elapsed();
                 loaded.tell(&metrics, &notices);
-                sets.send_replace(loaded.set);
+                readers.sets.send_replace(loaded.set);
+                readers.objects.send_replace(loaded.objects.into());
             }
             Err(why) => notices.add("policy", "unreadable", 1, format!("{why}; the policies stay as they were")),
         }

@@ -31,12 +31,26 @@ pub enum ApiVersion {
 }
 
 /// Kinds of policy.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 pub enum Kind {
     /// Speaks of the whole node.
     ClusterPathPolicy,
     /// Speaks of the pods of its own namespace.
     PathPolicy,
+}
+
+impl Kind {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::ClusterPathPolicy, Self::PathPolicy];
+
+    /// The name of the resource, as kubectl and RBAC have it.
+    #[must_use]
+    pub fn plural(self) -> &'static str {
+        match self {
+            Self::ClusterPathPolicy => "clusterpathpolicies",
+            Self::PathPolicy => "pathpolicies",
+        }
+    }
 }
 
 /// What Kubernetes calls an object's metadata.

@@ -7,6 +7,8 @@ use std::io::{self, IsTerminal as _, Write as _};
 
 use clap::{Subcommand, ValueEnum};
 
+use crate::policy::Kind;
+
 #[derive(Subcommand)]
 #[expect(clippy::large_enum_variant, reason = "there is one, read once")]
 pub(super) enum Command {
@@ -36,6 +38,14 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Suggest(arguments) => suggest::run(arguments),
         Command::Schema => json(&crate::policy::schema()),
     }
+}
+
+/// `pathwatch crd`
+pub(super) fn print_crds() -> anyhow::Result<()> {
+    for kind in Kind::ALL {
+        print(&format!("---\n{}", serde_yaml::to_string(&crate::policy::crd(kind))?))?;
+    }
+    Ok(())
 }
 
 /// Prints a JSON document.

@@ -1,10 +1,13 @@
 //! Counters of every stage, all from zero. Together they account for every event:
 //! `captured = unmatched + matched` and `fired = shipped + suppressed + limited + lost`, once the pipeline has drained.
+mod exposition;
+
 use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
+pub use self::exposition::{CONTENT_TYPE, text};
 use crate::event::Missing;
 
 /// A number that only grows.
@@ -49,6 +52,8 @@ pub const BOUNDS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 1.
 pub struct Histogram {
     /// By [`BOUNDS`], each with what took at most so long and longer than the bound before; and what took longer.
     buckets: [Counter; BOUNDS.len() + 1],
+    /// All of it together, in microseconds.
+    sum: Counter,
 }
 
 impl Histogram {
@@ -58,6 +63,13 @@ impl Histogram {
         if let Some(bucket) = self.buckets.get(at) {
             bucket.add(1);
         }
+        self.sum.add(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+    }
+
+    /// How long all of it took together.
+    #[must_use]
+    pub fn seconds(&self) -> f64 {
+        self.sum.get() as f64 / 1e6
     }
 
     /// The counts by [`BOUNDS`], and the last of what took longer.

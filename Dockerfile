@@ -1,0 +1,32 @@
+# The sensor's image: one static binary, the policies that come with it, and the well-known certificate authorities.
+#
+#   docker build -t pathwatch .                                  compiles in a container: about 10 minutes
+#   docker build -t pathwatch --build-arg BINARY=prebuilt .      takes target/image/pathwatch, which `make image` makes
+ARG BINARY=compiled
+
+FROM docker.io/library/rust:1.95.0-bookworm AS compiled
+WORKDIR /src
+COPY . .
+RUN make release && mkdir -p /out && cp target/*-unknown-linux-gnu/release/pathwatch /out/ && strip /out/pathwatch
+
+FROM scratch AS prebuilt
+COPY target/image/pathwatch /out/pathwatch
+
+FROM ${BINARY} AS binary
+
+FROM scratch
+ARG VERSION=0.1.0
+ARG REVISION=unknown
+LABEL org.opencontainers.image.title="pathwatch" \
+      org.opencontainers.image.description="Watches file opens on Kubernetes nodes by policy, and ships alerts to Kafka" \
+      org.opencontainers.image.licenses="Apache-2.0" \
+      org.opencontainers.image.version="${VERSION}" \
+      org.opencontainers.image.revision="${REVISION}"
+COPY --from=binary /out/pathwatch /pathwatch
+COPY target/image/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY target/image/sbom.cdx.json /sbom.cdx.json
+COPY policies /policies
+# Root, with the capabilities that the chart leaves it; the controller runs as another user.
+USER 0:0
+ENTRYPOINT ["/pathwatch"]
+CMD ["run"]

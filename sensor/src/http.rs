@@ -1,0 +1,189 @@
+//! What others may ask of a running process: whether it lives, whether it sees, its counters, and, if they may, the state
+//! of policies.
+//!
+//! Whoever reaches the pod's address can connect: connections are few, short, and few of one address.
+use std::{
+    collections::HashMap,
+    convert::Infallible,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use http_body_util::Full;
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    header::{AUTHORIZATION, CONTENT_TYPE, ETAG, IF_NONE_MATCH},
+    server::conn::http1,
+    service::service_fn,
+};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest as _, Sha256};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    apiserver::Tokens,
+    metrics::{self, Metrics},
+    policy::InForce,
+};
+
+/// Most connections at a time, and of one address. The kubelet, Prometheus and the controller need one each.
+const CONNECTIONS: usize = 64;
+const OF_ADDRESS: usize = 8;
+/// How long a connection may last.
+const LIFETIME: Duration = Duration::from_secs(10);
+
+/// Where to answer, and whom.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Address and port, such as `0.0.0.0:9753`; by default nobody is answered.
+    pub listen: Option<SocketAddr>,
+    /// Who may ask for the state of policies, as `system:serviceaccount:NAMESPACE:NAME`; by default nobody.
+    pub controller: Option<String>,
+}
+
+/// What is served.
+pub struct Served {
+    /// Counters.
+    pub metrics: Arc<Metrics>,
+    /// What has become of each policy object.
+    pub policies: watch::Receiver<Arc<[InForce]>>,
+    /// Who may ask for that, and how to know him; None if nobody may.
+    pub tokens: Option<Tokens>,
+}
+
+/// Answers until `stop`.
+///
+/// # Errors
+/// When the address cannot be listened on.
+pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) -> anyhow::Result<()> {
+    let context = || format!("cannot listen on {listen}; name another in http.listen");
+    let listener = TcpListener::bind(listen).await.with_context(context)?;
+    tracing::info!(%listen, "metrics and health are served");
+    let (served, all) = (Arc::new(served), Arc::new(Semaphore::new(CONNECTIONS)));
+    let peers = Peers::default();
+    loop {
+        let accepted = tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            accepted = listener.accept() => accepted,
+        };
+        // Out of descriptors, perhaps: that passes.
+        let Ok((stream, peer)) = accepted else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let (Ok(permit), Some(place)) = (all.clone().try_acquire_owned(), peers.enter(peer.ip())) else {
+            continue;
+        };
+        let served = served.clone();
+        tokio::spawn(async move {
+            // An error is the peer's: it went away, or did not speak HTTP.
+            timeout(LIFETIME, connection(stream, served)).await.ok();
+            drop((permit, place));
+        });
+    }
+}
+
+async fn connection(stream: TcpStream, served: Arc<Served>) {
+    let service = service_fn(move |request| {
+        let served = served.clone();
+        async move { Ok::<_, Infallible>(answer(&request, &served).await) }
+    });
+    let mut builder = http1::Builder::new();
+    builder.timer(TokioTimer::new()).max_buf_size(16 << 10).keep_alive(false);
+    builder.serve_connection(TokioIo::new(stream), service).await.ok();
+}
+
+async fn answer(request: &Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+    if request.method() != Method::GET {
+        return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
+    }
+    match request.uri().path() {
+        // Nobody is answered before the hooks are attached and the policies loaded.
+        "/healthz" | "/readyz" => plain(StatusCode::OK, "ok"),
+        "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::text(&served.metrics)),
+        "/policies" => policies(request, served).await,
+        _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /policies"),
+    }
+}
+
+/// The state of policies, to whom it may concern: names and reasons of policies are nobody else's business.
+async fn policies(request: &Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+    let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let token = header(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
+    let (Some(tokens), Some(token)) = (&served.tokens, token) else {
+        return plain(StatusCode::UNAUTHORIZED, "a token of the controller's service account is needed");
+    };
+    match tokens.admits(token).await {
+        Ok(true) => {}
+        Ok(false) => return plain(StatusCode::FORBIDDEN, "this is not the controller's token for this purpose"),
+        Err(why) => {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, &format!("the token cannot be checked: {why:#}"));
+        }
+    }
+    let text = serde_json::to_string(&*served.policies.borrow()).unwrap_or_default();
+    // The same on most nodes: who has read it from one need not read it from another.
+    let tag = format!("\"{:x}\"", Sha256::digest(&text));
+    let known = header(IF_NONE_MATCH).is_some_and(|known| known == tag);
+    let (status, text) = if known { (StatusCode::NOT_MODIFIED, String::new()) } else { (StatusCode::OK, text) };
+    let mut response = body(status, "application/json", text);
+    if let Ok(tag) = tag.parse() {
+        response.headers_mut().insert(ETAG, tag);
+    }
+    response
+}
+
+fn plain(status: StatusCode, text: &str) -> Response<Full<Bytes>> {
+    body(status, "text/plain; charset=utf-8", format!("{text}\n"))
+}
+
+fn body(status: StatusCode, kind: &'static str, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(text.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
+    response
+}
+
+/// How many connections each address has.
+#[derive(Clone, Default)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Peers {
+    /// A place for one more of `address`, if it may have it.
+    fn enter(&self, address: IpAddr) -> Option<Place> {
+        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = peers.entry(address).or_default();
+        if *count >= OF_ADDRESS {
+            return None;
+        }
+        *count += 1;
+        Some(Place { peers: self.clone(), address })
+    }
+}
+
+/// One connection's place among those of its address, given back when it is dropped.
+struct Place {
+    peers: Peers,
+    address: IpAddr,
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        let mut peers = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = peers.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                peers.remove(&self.address);
+            }
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The counters as OpenMetrics text, for Prometheus. One line of the tables is one series; all of them are there from the
+//! start, at zero.
+use std::{fmt::Error, sync::Arc};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric, MetricEncoder, NoLabelSet, text::encode},
+    metrics::{MetricType, counter::ConstCounter, gauge::ConstGauge},
+    registry::Registry,
+};
+
+use super::{BOUNDS, Counter, Gauge, Histogram, Metrics};
+use crate::event::Missing;
+
+/// The form of [`text`], for the header `Content-Type`.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// All metrics as they are now.
+#[must_use]
+pub fn text(metrics: &Arc<Metrics>) -> String {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(metrics.clone()));
+    let mut text = String::new();
+    // Writing to a String does not fail.
+    encode(&mut text, &registry).ok();
+    text
+}
+
+/// Series of one name that differ by a label.
+struct Family<'a, T> {
+    name: &'a str,
+    help: &'a str,
+    label: &'a str,
+    series: Vec<(&'a str, &'a T)>,
+}
+
+impl Metrics {
+    /// Name without `_total`, help, and the counter.
+    fn counters(&self) -> [(&'static str, &'static str, &Counter); 10] {
+        [
+            ("capture_events", "Opens that reached user space", &self.captured),
+            ("capture_numbered", "Opens that the kernel side numbered", &self.numbered),
+            ("capture_opens_lost", "Opens that the kernel could not hand over", &self.opens_lost),
+            ("capture_processes_lost", "Records of processes and cgroups that were lost", &self.processes_lost),
+            ("capture_skipped", "Runs of a program that the kernel skipped: at most so many opens", &self.skipped),
+            ("capture_undecodable", "Records that could not be read", &self.undecodable),
+            ("enrich_unnamed", "Events of containers whose name is not known", &self.unnamed),
+            ("enrich_moved", "Events of processes that left their container's cgroup", &self.moved),
+            ("enrich_held", "Events that waited for the API server to tell of their pod", &self.held),
+            (
+                "matcher_namespace_unknown",
+                "Times that a PathPolicy could not decide, the namespace being unknown",
+                &self.namespace_unknown,
+            ),
+        ]
+    }
+
+    fn gauges(&self) -> [(&'static str, &'static str, &Gauge); 8] {
+        [
+            ("enrich_processes", "Processes that are remembered", &self.processes),
+            ("enrich_cgroups", "Cgroups that are remembered", &self.cgroups),
+            ("enrich_pods", "Pods that are remembered", &self.pods),
+            ("policy_in_force", "Policies in force", &self.policies),
+            ("policy_stale", "Policies of which only the last good version is in force", &self.policies_stale),
+            ("policy_errors", "Faults for which policies are not used as they stand", &self.policy_errors),
+            ("ship_degraded", "1 while the sink does not acknowledge", &self.sink_degraded),
+            (
+                "ship_certificate_expires_seconds",
+                "When the certificate for Kafka expires, in seconds since 1970; 0 without one",
+                &self.certificate_expires,
+            ),
+        ]
+    }
+
+    fn families(&self) -> [Family<'_, Counter>; 4] {
+        [
+            Family {
+                name: "enrich_events",
+                help: "Events by how much is known of who made them",
+                label: "enrichment",
+                series: vec![("complete", &self.complete), ("partial", &self.partial)],
+            },
+            Family {
+                name: "enrich_missing",
+                help: "What was not known of partial events",
+                label: "what",
+                series: Missing::ALL.iter().map(|what| (what.word(), self.missing(*what))).collect(),
+            },
+            Family {
+                name: "matcher_events",
+                help: "Events by whether some policy wanted them",
+                label: "outcome",
+                series: vec![("matched", &self.matched), ("unmatched", &self.unmatched)],
+            },
+            Family {
+                name: "ship_alerts",
+                help: "Alerts by what became of them; fired is all of them",
+                label: "outcome",
+                series: vec![
+                    ("fired", &self.fired),
+                    ("shipped", &self.shipped),
+                    ("suppressed", &self.suppressed),
+                    ("limited", &self.limited),
+                    ("lost", &self.alerts_lost),
+                ],
+            },
+        ]
+    }
+
+    fn histograms(&self) -> [(&'static str, &'static str, &Histogram); 2] {
+        [
+            ("enrich_hold_seconds", "How long events waited for the API server", &self.hold_seconds),
+            ("ship_delivery_seconds", "From an open to the sink's acknowledgement", &self.delivery_seconds),
+        ]
+    }
+}
+
+impl Collector for Metrics {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
+        let mut describe =
+            |name: &str, help: &str, kind, write: &dyn Fn(MetricEncoder<'_>) -> Result<(), Error>| {
+                let name = format!("pathwatch_{name}");
+                write(encoder.encode_descriptor(&name, help, None, kind)?)
+            };
+        for (name, help, counter) in self.counters() {
+            describe(name, help, MetricType::Counter, &|line| ConstCounter::new(counter.get()).encode(line))?;
+        }
+        for (name, help, gauge) in self.gauges() {
+            let value = i64::try_from(gauge.get()).unwrap_or(i64::MAX);
+            describe(name, help, MetricType::Gauge, &|line| ConstGauge::new(value).encode(line))?;
+        }
+        for Family { name, help, label, series } in self.families() {
+            describe(name, help, MetricType::Counter, &|mut lines| {
+                series.iter().try_for_each(|(value, counter)| {
+                    let labels = [(label, *value)];
+                    ConstCounter::new(counter.get()).encode(lines.encode_family(&labels)?)
+                })
+            })?;
+        }
+        for (name, help, histogram) in self.histograms() {
+            let counts = histogram.get();
+            let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);
+            let buckets: Vec<(f64, u64)> = bounds.zip(counts.iter().copied()).collect();
+            describe(name, help, MetricType::Histogram, &|mut line| {
+                line.encode_histogram::<NoLabelSet>(histogram.seconds(), counts.iter().sum(), &buckets, None)
+            })?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn every_series_is_there_from_the_start_and_says_what_was_counted() {
+        let metrics = Arc::new(Metrics::default());
+        let before = text(&metrics);
+        for line in [
+            "pathwatch_ship_alerts_total{outcome=\"fired\"} 0",
+            "pathwatch_enrich_missing_total{what=\"pod\"} 0",
+            "pathwatch_ship_delivery_seconds_bucket{le=\"+Inf\"} 0",
+            "pathwatch_policy_in_force 0",
+        ] {
+            assert!(before.lines().any(|found| found == line), "{line} is not in\n{before}");
+        }
+        metrics.fired.add(3);
+        metrics.policies.set(7);
+        metrics.delivery_seconds.observe(Duration::from_millis(30));
+        metrics.delivery_seconds.observe(Duration::from_secs(100));
+        let after = text(&metrics);
+        for line in [
+            "pathwatch_ship_alerts_total{outcome=\"fired\"} 3",
+            "pathwatch_policy_in_force 7",
+            "pathwatch_ship_delivery_seconds_bucket{le=\"0.025\"} 0",
+            "pathwatch_ship_delivery_seconds_bucket{le=\"0.05\"} 1",
+            "pathwatch_ship_delivery_seconds_bucket{le=\"+Inf\"} 2",
+            "pathwatch_ship_delivery_seconds_sum 100.03",
+            "# EOF",
+        ] {
+            assert!(after.lines().any(|found| found == line), "{line} is not in\n{after}");
+        }
+        let series = |text: &str| text.lines().filter(|line| !line.starts_with('#')).count();
+        assert_eq!(series(&before), series(&after));
+    }
+}
