@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e image siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -56,9 +56,17 @@ test-guests:
 	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
 	done
 
-e2e: ## the README's journey with the release binary: make run, cat, one alert
-	e2e/setup.sh build e2e
+e2e: release ## the README's journey, and helm install in a real cluster, on this kernel and in a guest
+	GUEST_KERNELS=6.12 e2e/setup.sh build e2e cluster kafka containers node guests
 	e2e/first-light.sh
+	e2e/chart.sh $(RELEASE)
+	e2e/images.sh sensor $(RELEASE)
+	$(SUDO) e2e/journey.sh native
+	$(SUDO) e2e/journey.sh guest
+
+image: release ## the sensor's image, without a Docker engine: target/image/pathwatch.tar
+	e2e/setup.sh image
+	e2e/images.sh sensor $(RELEASE)
 
 siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSearch to which nobody gave a mapping
 	e2e/setup.sh kafka opensearch siem

@@ -16,10 +16,13 @@ declare -A packages=(
   [7]='^linux-binary-7\.[0-9.]+\+deb13-cloud-amd64$'
 )
 
+# What a guest needs to be a Kubernetes node: a disk, a network, containers.
+MODULES="virtio_blk failover net_failover virtio_net stp llc bridge veth overlay"
+
 fetch() {
-  local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work
+  local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work module
   [ -n "$pattern" ] || { echo "guest: no kernel '$kernel'; known: ${!packages[*]}" >&2; exit 64; }
-  [ -e "$dir/vmlinuz" ] && return
+  [ -e "$dir/modules/.complete" ] && return
   "$here/apt-root.sh" "$cache/apt" update
   package=$("$here/apt-root.sh" "$cache/apt" names linux- | grep -E "$pattern" | sort -V | tail -n 1)
   [ -n "$package" ] || { echo "guest: the archive has no package like $pattern" >&2; exit 1; }
@@ -27,7 +30,13 @@ fetch() {
   work=$dir.new; rm -rf "$work"; mkdir -p "$work"
   (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "$package" && dpkg -x ./*.deb .)
   mv "$(find "$work" -name 'vmlinuz*' -type f | head -n 1)" "$work.vmlinuz"
-  rm -rf "$work"; mkdir -p "$dir"; mv "$work.vmlinuz" "$dir/vmlinuz"
+  mkdir -p "$work.modules"
+  for module in $MODULES; do
+    module=$(find "$work" -name "$module.ko*" -type f | head -n 1)
+    case $module in *.xz) xz -dc "$module" >"$work.modules/$(basename "$module" .xz)" ;; *.ko) cp "$module" "$work.modules/" ;; esac
+  done
+  touch "$work.modules/.complete"
+  rm -rf "$work" "$dir"; mkdir -p "$dir"; mv "$work.vmlinuz" "$dir/vmlinuz"; mv "$work.modules" "$dir/modules"
 }
 
 [ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64; }

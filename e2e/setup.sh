@@ -6,8 +6,10 @@
 #   e2e     what the README's journey is checked with
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
-#   cluster etcd and kube-apiserver, built with Go; openssl for their certificates
+#   cluster etcd, Kubernetes' programs and helm, built with Go; openssl for their certificates
 #   containers  containerd, ctr and runc
+#   image   buildah, and what images are made of
+#   node    what a Kubernetes node has besides: CNI plugins, images
 #   opensearch  a JDK, Maven, OpenSearch's jars
 #   siem    rsyslog and its modules, unpacked and never installed: no daemon of this machine changes
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
@@ -90,15 +92,18 @@ step_lint() {
 
 step_e2e() { packages python3=python3-minimal script=bsdutils; }
 
+# Unpacked, not installed: on an ordinary machine its place is taken by the dynamic one.
+busybox() {
+  [ ! -e "$cache/busybox" ] || return 0
+  local work=$cache/busybox.new; rm -rf "$work"; mkdir -p "$work"
+  "$here/apt-root.sh" "$cache/apt" update
+  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download busybox-static && dpkg -x ./*.deb .)
+  mv "$(find "$work" -path '*/bin/busybox' -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
+}
+
 step_guests() {
-  packages qemu-system-x86_64=qemu-system-x86 cpio=cpio
-  if [ ! -e "$cache/busybox" ]; then
-    # Unpacked, not installed: on an ordinary machine its place is taken by the dynamic one.
-    local work=$cache/busybox.new; rm -rf "$work"; mkdir -p "$work"
-    "$here/apt-root.sh" "$cache/apt" update
-    (cd "$work" && "$here/apt-root.sh" "$cache/apt" download busybox-static && dpkg -x ./*.deb .)
-    mv "$(find "$work" -path '*/bin/busybox' -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
-  fi
+  packages qemu-system-x86_64=qemu-system-x86 cpio=cpio xz=xz-utils mkfs.ext4=e2fsprogs
+  busybox
   local kernel
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
 }
@@ -129,16 +134,36 @@ step_cluster() {
     have=$(cd "$here/cluster" && go env GOVERSION)
     printf '%s\n' "$need" "${have#go}" | sort -VC ||
       fail "Go is ${have#go}; Kubernetes $version needs $need" "GOTOOLCHAIN=go$need $0 cluster   (before Go 1.21: put a newer go first in PATH)"
-    say "building etcd and kube-apiserver ${version#v} (about 6 minutes)"
+    say "building etcd, Kubernetes ${version#v} and helm (about 8 minutes)"
     rm -rf "$cache/$stamp"; mkdir -p "$cache/$stamp"
     (cd "$here/cluster" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/$stamp/cluster" \
       -ldflags "-s -w -X $component.gitVersion=$version -X $component.gitMajor=${version:1:1} -X $component.gitMinor=$(cut -d. -f2 <<<"$version")" .) ||
-      fail "etcd and kube-apiserver did not build" "cd $here/cluster && CGO_ENABLED=0 go build -o /dev/null ."
-    ln -s cluster "$cache/$stamp/etcd"; ln -s cluster "$cache/$stamp/kube-apiserver"
+      fail "etcd and Kubernetes did not build" "cd $here/cluster && CGO_ENABLED=0 go build -o /dev/null ."
+    local name; for name in etcd kube-apiserver kube-controller-manager kube-scheduler kubelet kubectl; do ln -s cluster "$cache/$stamp/$name"; done
+    helm 4 helm.sh/helm/v4/internal/version.version; helm 3 helm.sh/helm/v3/internal/version.version
+    ln -s helm4 "$cache/$stamp/helm"
     touch "$cache/$stamp/.complete"
   fi
   # Where the tests look, whatever the version.
   [ "$(readlink "$cache/cluster")" = "$stamp" ] || ln -sfn "$stamp" "$cache/cluster"
+}
+
+# helm MAJOR VARIABLE: that helm, which says its version by that variable, as helmMAJOR beside the cluster.
+helm() {
+  local version; version=$(awk -v module="helm.sh/helm/v$1" '$1 == module { print $2 }' "$here/cluster/go.mod")
+  (cd "$here/cluster" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/$stamp/helm$1" -ldflags "-s -w -X $2=$version" "helm.sh/helm/v$1/cmd/helm") ||
+    fail "helm $version did not build" "cd $here/cluster && CGO_ENABLED=0 go build -o /dev/null helm.sh/helm/v$1/cmd/helm"
+}
+
+step_image() {
+  packages buildah=buildah strip=binutils python3=python3-minimal /etc/ssl/certs/ca-certificates.crt=ca-certificates
+}
+
+step_node() {
+  step_image
+  packages ip=iproute2 nsenter=util-linux sysctl=procps cc=build-essential /usr/lib/cni/bridge=containernetworking-plugins kcat=kcat
+  busybox
+  "$here/images.sh" tools
 }
 
 step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
@@ -161,8 +186,8 @@ step_siem() {
   touch "$work/.complete"
 }
 
-[ $# -gt 0 ] || { sed -n '2,12s/^# \{0,1\}//p' "$0"; exit 64; }
+[ $# -gt 0 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers opensearch siem"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers image node opensearch siem"
   "step_$step"
 done

@@ -271,7 +271,9 @@ fn stop_with_reader(stop: CancellationToken) {
 /// Logs go to standard error, so that standard output is alerts and nothing else.
 fn start_log(log: &config::Log) -> Result<(), config::Error> {
     let known = |part: &str| part.rsplit('=').next().is_some_and(|level| level.parse::<LevelFilter>().is_ok());
-    let filter = EnvFilter::try_new(&log.level).ok().filter(|_| log.level.split(',').all(known));
+    // What kube's watcher warns of, a notice tells with the remedy.
+    let level = format!("kube_runtime::watcher=error,{}", log.level);
+    let filter = EnvFilter::try_new(level).ok().filter(|_| log.level.split(',').all(known));
     let filter = filter.ok_or_else(|| {
         config::Error::new(format!("log.level is '{}'; it must be error, warn, info, debug or trace", log.level))
     })?;

@@ -3,6 +3,7 @@
 use std::{
     ffi::OsStr,
     fs,
+    io::ErrorKind::NotFound,
     os::{
         fd::OwnedFd,
         unix::{ffi::OsStrExt as _, fs::MetadataExt as _},
@@ -23,12 +24,16 @@ const GENERATIONS: usize = 64;
 /// Write permission of group and others.
 const WRITABLE: u32 = 0o022;
 
-/// A process whose root and mount namespace are the host's: the first, or else this one, if that may not be looked at.
+/// A process whose root and mount namespace are the host's: the first, or the kernel's own first thread where the node
+/// hides that, or else this one.
 pub(super) fn host() -> u32 {
     static HOST: OnceLock<u32> = OnceLock::new();
     *HOST.get_or_init(|| {
-        if mount_namespace(1).is_some() && find(1, b"/", ResolveFlags::empty()).is_ok() {
-            return 1;
+        // Of a kernel thread there is no program; elsewhere than in the initial pid namespace, 2 is anybody.
+        let is_kernel = |pid| fs::read_link(procfs::of(pid, "exe")).is_err_and(|why| why.kind() == NotFound);
+        let shown = |pid: &u32| mount_namespace(*pid).is_some() && find(*pid, b"/", ResolveFlags::empty()).is_ok();
+        if let Some(pid) = [1, 2].into_iter().find(|pid| shown(pid) && (*pid == 1 || is_kernel(*pid))) {
+            return pid;
         }
         tracing::warn!(
             "not permitted to look into /proc/1/root: programs are compared with the sensor's own root, so exceptions by path hold only if it runs on the host itself; needs CAP_SYS_PTRACE, and the node's /proc in enrich.proc"

@@ -88,6 +88,8 @@ impl Directory {
             if before == after {
                 (self.stamps, self.changed) = (after, false);
                 texts.extend(self.objects.iter().cloned().map(Text::of_object));
+                // Whoever writes a policy by the name of one of the library means his own.
+                texts.sort_by_key(|text| text.from.is_some());
                 return Ok(Some(self.loader.load(&texts)));
             }
             before = after;

@@ -83,12 +83,12 @@ pub(super) struct Text {
 
 impl Text {
     pub(super) fn of_object(object: Object) -> Self {
-        let refused = || {
-            let why = object.refused.clone().unwrap_or_else(|| "it is being fetched".to_owned());
-            Fault::error("", why, "delete others, or write several patterns into one policy")
+        let refused = || match object.refused.clone() {
+            Some(why) => Fault::error("", why, "delete others, or write several patterns into one policy"),
+            None => Fault::error("", "there is room for it again", "it is being fetched"),
         };
         let text = object.text.as_deref().map(str::to_owned).ok_or_else(refused);
-        Self { place: object.place().into(), text, object: Some(object), from: None }
+        Self { place: object.reference.place().into(), text, object: Some(object), from: None }
     }
 
     /// What alerts name as a policy's source.
@@ -125,8 +125,8 @@ impl Loader {
         }
         let Loading { diagnostics, stale, found, mut objects, .. } = loading;
         for object in objects.iter_mut().filter(|object| object.state == State::Failed) {
-            let own = |(key, ..): &&(Key, PathBuf, _)| *key == object.reference.key();
-            if found.iter().find(own).is_some_and(|(_, place, _)| place.starts_with("kubernetes:")) {
+            let place = PathBuf::from(object.reference.place());
+            if found.iter().any(|(_, from, _)| *from == place) {
                 object.state = State::Stale;
             }
         }
@@ -210,6 +210,9 @@ impl<'a> Loading<'a> {
             return self.keep_all_of(path);
         }
         for document in file.documents() {
+            if source.from.is_some() && document.key.as_ref().is_some_and(|key| self.seen.contains_key(key)) {
+                continue;
+            }
             let outcome = match &document.policy {
                 Ok(policy) => {
                     self.compile(policy.clone(), source).map_err(|faults| file.diagnose(&document, faults))

@@ -34,6 +34,13 @@ pub struct Reference {
 }
 
 impl Reference {
+    /// Where it comes from, in alerts and messages, whatever its version.
+    pub(super) fn place(&self) -> String {
+        let Self { kind, namespace, name } = self;
+        let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
+        format!("kubernetes:{kind:?}/{namespace}{name}")
+    }
+
     /// The same as documents have it.
     pub(super) fn key(&self) -> Key {
         (format!("{:?}", self.kind), self.namespace.clone(), self.name.clone())
@@ -55,16 +62,6 @@ pub struct Object {
     pub size: usize,
     /// Why there is no room for it.
     pub refused: Option<String>,
-}
-
-impl Object {
-    /// Where it comes from, in alerts and messages, whatever its version.
-    #[must_use]
-    pub fn place(&self) -> String {
-        let Reference { kind, namespace, name } = &self.reference;
-        let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
-        format!("kubernetes:{kind:?}/{namespace}{name}")
-    }
 }
 
 /// All objects of the cluster.

@@ -1,0 +1,477 @@
+#!/usr/bin/env python3
+"""journey.py: what a user does: install, write policies, read alerts, change, upgrade, uninstall. In a real cluster."""
+import json
+import os
+import time
+
+from lab import (
+    CHART, ROOT, RUN, SLOW, Failed, Report, alerts, apply, at, cluster, condition, expect, get, helm, kubectl, pod,
+    policy, records, run, until, when,
+)
+
+NS, RELEASE = "pathwatch", "pathwatch"
+INSTALL = ["--set", "cluster.name=e2e", "--set", "kafka.brokers={10.96.0.1:9092}"]
+WAIT = ["--wait", "--timeout", f"{120 * SLOW}s"]
+# BPF, PERFMON, SYS_PTRACE, DAC_READ_SEARCH (include/uapi/linux/capability.h)
+MINIMAL = 1 << 39 | 1 << 38 | 1 << 19 | 1 << 2
+GUEST = SLOW > 1
+
+
+def sensor_pod():
+    pods = kubectl("-n", NS, "get", "pods", "-l", "app.kubernetes.io/component=sensor", "-o", "json")
+    return next(found for found in json.loads(pods)["items"] if "deletionTimestamp" not in found["metadata"])
+
+
+def sensor_pid():
+    """The sensor's process id on the node."""
+    container = sensor_pod()["status"]["containerStatuses"][0]["containerID"].split("//")[1]
+    tasks = cluster("node", "ctr", "-n", "k8s.io", "tasks", "list")
+    return next(line.split()[1] for line in tasks.splitlines() if line.startswith(container))
+
+
+def on_node(*command):
+    return cluster("node", *command)
+
+
+def install():
+    """helm install with a broker and a cluster's name: the sensor is ready, not privileged"""
+    began = time.time()
+    helm("install", RELEASE, str(CHART), "-n", NS, "--create-namespace", *INSTALL, *WAIT)
+    took = time.time() - began
+    found = sensor_pod()
+    context = found["spec"]["containers"][0]["securityContext"]
+    want = {"BPF", "PERFMON", "SYS_PTRACE", "DAC_READ_SEARCH"}
+    expect("capabilities", set(context["capabilities"]["add"]) == want, context)
+    expect("not privileged", not context["privileged"] and context["readOnlyRootFilesystem"], context)
+    expect("seccomp", context["seccompProfile"] == {"type": "RuntimeDefault"}, context)
+    host = [field for field in ("hostPID", "hostNetwork", "hostIPC") if found["spec"].get(field)]
+    expect("no namespace of the host's", not host, host)
+    return f"DaemonSet ready after {took:.0f} s"
+
+
+def capabilities():
+    """the process holds four capabilities, is confined by seccomp, and has no perf event"""
+    pid = sensor_pid()
+    status = dict(line.split(":", 1) for line in on_node("cat", f"/proc/{pid}/status").splitlines())
+    for kind in ("CapEff", "CapPrm", "CapBnd"):
+        expect(kind, int(status[kind], 16) == MINIMAL, status[kind])
+    expect("nothing inheritable", all(int(status[kind], 16) == 0 for kind in ("CapInh", "CapAmb")), status)
+    expect("seccomp filters", status["Seccomp"].strip() == "2" and status["NoNewPrivs"].strip() == "1", status)
+    descriptors = on_node("ls", "-l", f"/proc/{pid}/fd")
+    expect("descriptors of maps", "bpf" in descriptors and "perf_event" not in descriptors, descriptors)
+    return f"CapEff {status['CapEff'].strip()}"
+
+
+def first_alert():
+    """a PathPolicy, a pod of its namespace that reads the file, and the record in the broker names all of it"""
+    kubectl("create", "namespace", "team-a")
+    acknowledged = apply(policy("passwords", "team-a", paths=["/etc/shadow"], operations=["read"]))
+    until("Programmed", lambda: condition(get("pathpolicies", "passwords", "team-a"), "Programmed")["status"] == "True")
+    programmed = time.time() - acknowledged
+    deployment = {
+        "apiVersion": "apps/v1", "kind": "Deployment", "metadata": {"name": "web", "namespace": "team-a"},
+        "spec": {
+            "selector": {"matchLabels": {"app": "web"}},
+            "template": {
+                "metadata": {"labels": {"app": "web", "tier": "front"}},
+                "spec": {
+                    "terminationGracePeriodSeconds": 0,
+                    "containers": [{"name": "reader", "image": "docker.io/library/busybox:1.35",
+                                    "command": ["sh", "-c", "sleep 3; cat /etc/shadow; exec sleep 100000"]}],
+                },
+            },
+        },
+    }
+    apply(deployment)
+    record = until("the alert", lambda: alerts(rule__name="passwords", kubernetes__namespace="team-a"))[0]
+    made = json.loads(kubectl("-n", "team-a", "get", "pods", "-l", "app=web", "-o", "json"))["items"][0]
+    status = made["status"]["containerStatuses"][0]
+    object_ = get("pathpolicies", "passwords", "team-a")
+    node = get("node", made["spec"]["nodeName"])
+    want = {
+        "orchestrator__cluster__name": "e2e",
+        "kubernetes__node__name": node["metadata"]["name"],
+        "host__name": node["metadata"]["name"],
+        "kubernetes__namespace": made["metadata"]["namespace"],
+        "kubernetes__pod__name": made["metadata"]["name"],
+        "kubernetes__pod__uid": made["metadata"]["uid"],
+        "kubernetes__container__name": status["name"],
+        "container__id": status["containerID"].split("//")[1],
+        "container__image__name": status["image"].rsplit(":", 1)[0],
+        "container__image__tag": [status["image"].rsplit(":", 1)[1]],
+        "kubernetes__deployment__name": deployment["metadata"]["name"],
+        "file__path": object_["spec"]["paths"][0],
+        "rule__name": object_["metadata"]["name"],
+        "pathwatch__policy__source": "kubernetes:PathPolicy/team-a/passwords@%d" % object_["metadata"]["generation"],
+        "process__name": "cat",
+        "process__args": ["cat", "/etc/shadow"],
+        "event__outcome": "success",
+    }
+    for name, value in want.items():
+        expect(name.replace("__", "."), at(record, name) == value, f"{at(record, name)!r} is not {value!r}")
+    labels = at(record, "orchestrator__resource__label")
+    for label, value in made["metadata"]["labels"].items():
+        expect(f"label {label}", f"{label}:{value}" in labels, labels)
+    expect("nothing is missing", at(record, "pathwatch__missing") is None, record.get("pathwatch"))
+    line = kubectl("-n", "team-a", "get", "pathpolicies").splitlines()
+    print("\n".join("  " + text for text in line), flush=True)
+    expect("columns", line[1].split()[:5] == ["passwords", "high", "True", "True", "1/1"], line)
+    return f"Programmed {programmed:.1f} s after the API's acknowledgement"
+
+
+def token():
+    """the service-account-token policy fires on a projected token, and is silent for a program that is exempt"""
+    apply((ROOT / "policies/credential-access/service-account-token.yaml").read_text())
+    accepted = lambda: condition(get("clusterpathpolicies", "service-account-token"), "Programmed")["status"] == "True"
+    until("Programmed", accepted)
+    path = "/var/run/secrets/kubernetes.io/serviceaccount/token"
+    exempt = "registry.k8s.io/e2e/agent:1"
+    cluster("node", "ctr", "-n", "k8s.io", "images", "tag", "--force", "docker.io/library/busybox:1.35", exempt)
+    # Both read another file after the token, by which it is known that the token has been read.
+    apply(policy("marker", "team-a", paths=["/tmp/marker"]))
+    until("the marker's policy", lambda: condition(get("pathpolicies", "marker", "team-a"), "Programmed")["status"] == "True")
+    script = f"cat {path} >/dev/null && touch /tmp/marker; exec sleep 100000"
+    apply(pod("thief", "team-a", script))
+    apply(pod("agent", "team-a", script, image=exempt))
+    for name in ("thief", "agent"):
+        until(f"{name}'s marker", lambda: alerts(rule__name="marker", kubernetes__pod__name=name))
+    found = alerts(rule__name="service-account-token")
+    named = {at(record, "kubernetes__pod__name") for record in found}
+    expect("who raised it", "thief" in named and "agent" not in named, named)
+    return f"{at(found[0], 'file__path')}"
+
+
+def changes():
+    """a policy that is edited, suspended, made invalid, mended and deleted: each is in effect within 2 s"""
+    spec = {"operations": ["read"]}
+    writer = "touch /tmp/one /tmp/two; while :; do cat /tmp/one /tmp/two; usleep 50000; done"
+    apply(policy("watched", "team-a", paths=["/tmp/one"], **spec))
+    apply(pod("busy", "team-a", writer))
+    seen = lambda path, after: [record for record in alerts(rule__name="watched", file__path=path) if when(record) > after]
+    until("the first alert", lambda: seen("/tmp/one", 0))
+    took = {}
+
+    def starts(what, path, acknowledged):
+        took[what] = when(until(what, lambda: seen(path, acknowledged))[0]) - acknowledged
+
+    def ends(what, path, acknowledged):
+        # The pod goes on for three seconds more; what came late is then there.
+        marker = time.time() + 3
+        until("other alerts", lambda: [r for r in records() if when(r) > marker], 90)
+        took[what] = max([when(record) - acknowledged for record in seen(path, acknowledged)], default=0)
+
+    # Another policy fires all the while, so that silence is a policy's and not the sensor's.
+    apply(policy("pulse", "team-a", paths=["/tmp/two"], **spec))
+    edited = apply(policy("watched", "team-a", paths=["/tmp/two"], **spec))
+    starts("edited: new path", "/tmp/two", edited)
+    ends("edited: old path", "/tmp/one", edited)
+    suspended = apply(policy("watched", "team-a", paths=["/tmp/two"], suspend=True, **spec))
+    ends("suspended", "/tmp/two", suspended)
+    resumed = apply(policy("watched", "team-a", paths=["/tmp/two"], **spec))
+    starts("resumed", "/tmp/two", resumed)
+    invalid = apply(policy("watched", "team-a", paths=["/tmp/[z-a]"], **spec))
+    refused = lambda: condition(get("pathpolicies", "watched", "team-a"), "Accepted")["status"] == "False"
+    until("the refusal", refused)
+    took["invalid: told"] = time.time() - invalid
+    starts("invalid: the last good version", "/tmp/two", time.time() + 1)
+    found = get("pathpolicies", "watched", "team-a")
+    expect("the message", "spec.paths[0]" in condition(found, "Accepted")["message"], condition(found, "Accepted"))
+    event = until("the Event", lambda: [
+        event for event in get("events.events.k8s.io", namespace="team-a")["items"]
+        if event["regarding"]["name"] == "watched" and event["reason"] == "Invalid"])[0]
+    until("Degraded", lambda: condition(get("pathpolicies", "watched", "team-a"), "Degraded")["status"] == "True")
+    mended = apply(policy("watched", "team-a", paths=["/tmp/one"], **spec))
+    starts("mended", "/tmp/one", mended)
+    kubectl("-n", "team-a", "delete", "pathpolicy", "watched")
+    deleted = time.time()
+    ends("deleted", "/tmp/one", deleted)
+    kubectl("-n", "team-a", "delete", "pod", "busy", "--wait=false")
+    kubectl("-n", "team-a", "delete", "pathpolicy", "pulse")
+    slow = {what: seconds for what, seconds in took.items() if seconds > 2 * SLOW}
+    expect("within 2 s", not slow, took)
+    return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in took.items()) + f"; Event: {event['note'][:60]}"
+
+
+def config_map():
+    """a policy in a ConfigMap is in effect within 2 s of the kubelet's swap; the kubelet's own delay is told"""
+    apply(pod("filer", "team-a", "touch /tmp/map; while :; do cat /tmp/map; usleep 50000; done"))
+    text = policy("of-a-map", None, paths=["/tmp/map"], subjects="pods", operations=["read"])
+    patch = {"data": {"mine.yaml": json.dumps(text)}}
+    kubectl("-n", NS, "patch", "configmap", f"{RELEASE}-policies", "--type=merge", "-p", json.dumps(patch))
+    acknowledged = time.time()
+    data = f"/proc/{sensor_pid()}/root/etc/pathwatch/policies/values/..data"
+    record = until("the alert", lambda: alerts(rule__name="of-a-map"), 120)[0]
+    # The link's own time is when the kubelet made it, an instant before the rename.
+    swapped = float(on_node("stat", "-c", "%Y", data)) if GUEST else os.lstat(data).st_mtime
+    took = when(record) - swapped
+    expect("within 2 s of the swap", took < 2 * SLOW + (1 if GUEST else 0), took)
+    kubectl("-n", "team-a", "delete", "pod", "filer", "--wait=false")
+    return f"kubelet {swapped - acknowledged:.1f} s, then {took:.2f} s"
+
+
+def refusals():
+    """helm and the API server refuse what is wrong, and say what to write instead"""
+    template = lambda *more: helm("template", "x", str(CHART), *more, ok=False)
+    for arguments, words in (
+        ([], "cluster.name is missing"),
+        (["--set", "cluster.name=a"], "--set 'kafka.brokers="),
+        ([*INSTALL, "--set", "polcies.library=high"], "polcies"),
+        ([*INSTALL, "--set", "securityProfile=none"], "securityProfile"),
+        ([*INSTALL, "--set", "port=http"], "port"),
+        ([*INSTALL, "--set", "kafka.brokers={10.96.0.1}"], "brokers"),
+        ([*INSTALL, "--set", "kafka.sasl.mechanism=PLAIN"], "kafka.sasl.existingSecret"),
+        ([*INSTALL, "--set", "kafka.tls.certificateKey=tls.crt"], "kafka.tls.existingSecret"),
+        ([*INSTALL, "--set", "policies.overrides.x.exeptions={}"], "exeptions"),
+    ):
+        status, said = template(*arguments)
+        expect(f"helm refuses {arguments}", status != 0 and words in said, said)
+    for spec, words in (
+        ({"subjects": "all"}, "namespace's pods only"),
+        ({"files": "host"}, "namespace's pods only"),
+        ({"namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "team-b"}}}, "its own namespace only"),
+        ({"severity": "critical"}, "'high' at most"),
+        ({"paths": []}, "paths"),
+        ({"paths": ["etc/shadow"]}, "a path begins with /"),
+        ({"paths": ["/x"] * 257}, "257"),
+        ({"exceptions": [{}]}, "without a criterion"),
+        ({"operations": ["look"]}, "Unsupported value"),
+        ({"pathes": ["/x"]}, "unknown field"),
+    ):
+        document = policy("refused", "team-a", **{"paths": ["/x"], **spec})
+        status, said = kubectl("apply", "-f", "-", text=json.dumps(document), ok=False)
+        expect(f"the API server refuses {spec}", status != 0 and words in said, said)
+    return "9 values, 10 policies"
+
+
+def tenancy():
+    """a tenant's policy says nothing of another namespace, nor of the host"""
+    kubectl("create", "namespace", "team-b")
+    apply(policy("greedy", "team-b", paths=["/etc/shadow", "/tmp/b", "/proc/**/b"]))
+    apply(policy("marker", "team-b", paths=["/tmp/marker"]))
+    until("Programmed", lambda: condition(get("pathpolicies", "marker", "team-b"), "Programmed")["status"] == "True")
+    script = "cat /etc/shadow; touch /tmp/b /tmp/marker; exec sleep 100000"
+    apply(pod("foreign", "team-a", script))
+    apply(pod("own", "team-b", script))
+    for name in ("foreign", "own"):
+        until(f"{name}'s marker", lambda: alerts(rule__name="marker", kubernetes__pod__name=name))
+    on_node("cat", "/etc/shadow")
+    until("the host's own read", lambda: [
+        record for record in alerts(rule__name="shadow-read") if at(record, "kubernetes__pod__name") is None])
+    named = {at(record, "kubernetes__pod__name") for record in alerts(rule__name="greedy")}
+    expect("who raised it", named == {"own"}, named)
+    status, said = kubectl("--as=ann", "-n", "team-a", "get", "pathpolicies", ok=False)
+    expect("a stranger", status != 0 and "forbidden" in said, said)
+
+
+def quota():
+    """of more than 64 policies in a namespace the youngest are refused, and let in when there is room"""
+    kubectl("create", "namespace", "crowd")
+    many = [policy(f"p{n:02}", "crowd", paths=[f"/crowd/{n}"]) for n in range(66)]
+    apply("\n---\n".join(json.dumps(one) for one in many))
+
+    def refused():
+        found = get("pathpolicies", namespace="crowd")["items"]
+        told = [one for one in found if condition(one, "Accepted")["reason"] == "QuotaExceeded"]
+        return {one["metadata"]["name"] for one in told} if all("status" in one for one in found) else None
+
+    first = until("two refusals", lambda: len(refused() or ()) == 2 and refused(), 120)
+    kubectl("-n", "crowd", "delete", "pathpolicy", "p00")
+    until("room for one", lambda: len(refused() or ()) == 1, 120)
+    kubectl("delete", "namespace", "crowd", "--wait=false")
+    return f"refused: {sorted(first)}"
+
+
+def rights():
+    """both service accounts may do what they must, and no more"""
+    account = f"system:serviceaccount:{NS}:{RELEASE}"
+    for name in (account, f"{account}-controller"):
+        print(f"  kubectl auth can-i --list --as={name}", flush=True)
+        listed = kubectl("auth", "can-i", "--list", f"--as={name}")
+        print("\n".join("    " + line for line in listed.splitlines() if "/" not in line.split()[0] or "pathwatch" in line), flush=True)
+
+    def may(who, verb, what):
+        resource, _, part = what.partition("/")
+        more = [f"--subresource={part}"] if part else []
+        return kubectl("auth", "can-i", verb, resource, f"--as={who}", "-A", *more, ok=False)[0] == 0
+
+    for verb, what, sensor, controller in (
+        ("watch", "pods", True, False),
+        ("list", "clusterpathpolicies.pathwatch.dev", True, True),
+        ("create", "tokenreviews.authentication.k8s.io", True, False),
+        ("patch", "pathpolicies.pathwatch.dev/status", False, True),
+        ("patch", "pathpolicies.pathwatch.dev", False, False),
+        ("create", "clusterpathpolicies.pathwatch.dev", False, False),
+        ("get", "secrets", False, False),
+        ("list", "secrets", False, False),
+        ("get", "configmaps", False, False),
+        ("create", "pods", False, False),
+        ("create", "pods/exec", False, False),
+        ("get", "nodes/proxy", False, False),
+        ("impersonate", "users", False, False),
+    ):
+        for who, want in ((account, sensor), (f"{account}-controller", controller)):
+            expect(f"{who} {verb} {what}", may(who, verb, what) == want, f"should be {want}")
+
+
+def refused_rights():
+    """without rights the sensor goes on with what it knows, says what it needs, and recovers"""
+    binding = get("clusterrolebinding", RELEASE)
+    kubectl("delete", "clusterrolebinding", RELEASE)
+    kubectl("-n", NS, "rollout", "restart", f"daemonset/{RELEASE}")
+    kubectl("-n", NS, "rollout", "status", f"daemonset/{RELEASE}", "--timeout=120s")
+    log = lambda: kubectl("-n", NS, "logs", sensor_pod()["metadata"]["name"])
+    until("the remedy", lambda: "allow the service account to list and watch pathpolicies" in log())
+    until("Degraded", lambda: condition(get("pathpolicies", "passwords", "team-a"), "Degraded")["status"] == "True"
+          or condition(get("pathpolicies", "passwords", "team-a"), "Programmed")["status"] == "False", 90)
+    for field in ("uid", "resourceVersion", "creationTimestamp", "managedFields"):
+        binding["metadata"].pop(field, None)
+    # As helm's own: it would not overwrite what somebody else has written.
+    kubectl("apply", "--server-side", "--field-manager=helm", "-f", "-", text=json.dumps(binding))
+    until("Programmed", lambda: condition(get("pathpolicies", "passwords", "team-a"), "Programmed")["status"] == "True", 120)
+
+
+def ask(path, *more):
+    """What the sensor answers, and the status in a line of its own."""
+    address = sensor_pod()["status"]["podIP"]
+    return cluster("inside", "curl", "-sS", "-w", "\n%{http_code}", f"http://{address}:9753{path}", *more)
+
+
+def counter(name, labels):
+    line = next(line for line in ask("/metrics").splitlines() if line.startswith(f"{name}{{{labels}}}"))
+    return float(line.split()[1])
+
+
+def endpoint():
+    """only the controller may read the state of policies, and nobody learns a pattern from the sensor's port"""
+    expect("no token", ask("/policies").endswith("401"))
+    for who, audience, want in (
+        (f"{RELEASE}-controller", "pathwatch-sensor", "200"),
+        (f"{RELEASE}-controller", "other", "403"),
+        (RELEASE, "pathwatch-sensor", "403"),
+    ):
+        token = kubectl("-n", NS, "create", "token", who, f"--audience={audience}").strip()
+        until(f"{want} for {who}", lambda: ask("/policies", "-H", f"Authorization: Bearer {token}").endswith(want), 20)
+    text = ask("/metrics") + ask("/healthz")
+    expect("metrics", "pathwatch_policy_in_force" in text and "# EOF" in text, text)
+    expect("no pattern and no policy's name", "/etc/shadow" not in text and "passwords" not in text, text)
+
+
+def upgrade():
+    """helm upgrade and rollback, with the broker away: what waited in the spool arrives, without a gap"""
+    before = {record["event"]["id"] for record in records()}
+    cluster("stop", "kafka")
+    fired = counter("pathwatch_ship_alerts_total", 'outcome="fired"')
+    apply(pod("early", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    until("the alert", lambda: counter("pathwatch_ship_alerts_total", 'outcome="fired"') > fired)
+    # New values and a new version of the chart and image.
+    copy = RUN / "chart"
+    run("cp", "-r", str(CHART), str(copy))
+    text = (copy / "Chart.yaml").read_text().replace("ersion: 0.1.0", "ersion: 0.1.1")
+    (copy / "Chart.yaml").write_text(text)
+    image = "ghcr.io/pathwatch/pathwatch"
+    cluster("node", "ctr", "-n", "k8s.io", "images", "tag", "--force", f"{image}:0.1.0", f"{image}:0.1.1")
+    profile = {"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{"names": ["perf_event_open"], "action": "SCMP_ACT_KILL_PROCESS"}]}
+    cluster("node", "sh", "-c", "mkdir -p /var/lib/kubelet/seccomp && cat >/var/lib/kubelet/seccomp/no-perf.json", text=json.dumps(profile))
+    old = sensor_pod()["metadata"]["name"]
+    helm("upgrade", RELEASE, str(copy), "-n", NS, *INSTALL, "--set", "logLevel=debug",
+         "--set", "seccompProfile=Localhost/no-perf.json", *WAIT)
+    until("another pod", lambda: sensor_pod()["metadata"]["name"] != old)
+    new = sensor_pod()
+    expect("the new version", new["spec"]["containers"][0]["image"].endswith(":0.1.1"), new["spec"])
+    expect("it would have died of perf_event_open", new["status"]["containerStatuses"][0]["restartCount"] == 0, new["status"])
+    apply(pod("late", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    time_of_restart = time.time()
+    cluster("start", "kafka")
+    arrived = lambda name: [record for record in alerts(rule__name="passwords", kubernetes__pod__name=name) if record["event"]["id"] not in before]
+    for name in ("early", "late"):
+        until(f"{name}'s alert", lambda: arrived(name), 120)
+    helm("rollback", RELEASE, "1", "-n", NS, *WAIT)
+    until("the old version", lambda: sensor_pod()["spec"]["containers"][0]["image"].endswith(":0.1.0"))
+    apply(pod("later", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    until("later's alert", lambda: arrived("later"), 120)
+    return f"the broker was away for {time_of_restart - when(arrived('early')[0]):.0f} s of it"
+
+
+def whole():
+    """pathwatch audit proves the topic whole"""
+    binary = run("sh", "-c", "ls target/*-unknown-linux-gnu/release/pathwatch").strip()
+    status, said = cluster("inside", "env", 'PATHWATCH__SHIP__KAFKA__BROKERS=["10.96.0.1:9092"]', binary, "audit", ok=False)
+    print("\n".join("  " + line for line in said.splitlines()[-12:]), flush=True)
+    expect("nothing is missing", status == 0, said)
+
+
+def uninstall():
+    """uninstall leaves the CRDs and the spool, which NOTES names; another release in another namespace works"""
+    notes = helm("get", "notes", RELEASE, "-n", NS)
+    expect("NOTES names what stays", "/var/lib/pathwatch" in notes and "CRDs" in notes, notes)
+    helm("uninstall", RELEASE, "-n", NS, *WAIT)
+    kinds = kubectl("api-resources", "--verbs=list", "-o", "name").split()
+    left = set()
+    until("the pods' end", lambda: not json.loads(kubectl("-n", NS, "get", "pods", "-o", "json"))["items"])
+    for line in kubectl("get", ",".join(kinds), "-A", "-l", "app.kubernetes.io/name=pathwatch", "-o", "name", "--ignore-not-found").splitlines():
+        left.add(line)
+    left |= set(kubectl("get", "crd", "-o", "name").split())
+    want = {f"customresourcedefinition.apiextensions.k8s.io/{kind}.pathwatch.dev" for kind in ("pathpolicies", "clusterpathpolicies")}
+    # Endpoints go with their service, a moment later.
+    expect("what is left", {name for name in left if not name.startswith("endpoint")} == want, left)
+    expect("the spool", "spool" in cluster("node", "ls", "/var/lib/pathwatch"))
+    expect("policies stay", get("pathpolicies", "passwords", "team-a"))
+    helm("install", "second", str(CHART), "-n", "elsewhere", "--create-namespace", *INSTALL, *WAIT)
+    apply(pod("after", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    until("an alert by the second release", lambda: alerts(rule__name="passwords", kubernetes__pod__name="after"), 90)
+    changed = RUN / "changed"
+    run("cp", "-r", str(CHART), str(changed))
+    crds = changed / "files" / "crds.yaml"
+    crds.write_text(crds.read_text().replace("pathwatch.dev/schema: ", "pathwatch.dev/schema: new"))
+    status, said = helm("upgrade", "second", str(changed), "-n", "elsewhere", *INSTALL, ok=False)
+    expect("an old CRD is named with the remedy", status != 0 and "kubectl annotate crd" in said, said)
+    helm("uninstall", "second", "-n", "elsewhere", *WAIT)
+
+
+def without_crds():
+    """without the CRDs the sensor works by files, and picks policies up when the CRDs appear"""
+    kubectl("delete", "crd", "pathpolicies.pathwatch.dev", "clusterpathpolicies.pathwatch.dev")
+    helm("install", RELEASE, str(CHART), "-n", NS, *INSTALL, "--set", "crds.enabled=false", *WAIT)
+    on_node("cat", "/etc/shadow")
+    before = len(alerts(rule__name="late-comer"))
+    kubectl("apply", "--server-side", "-f", str(CHART / "files" / "crds.yaml"))
+    kubectl("wait", "--for=condition=Established", "crd/pathpolicies.pathwatch.dev", "--timeout=30s")
+    appeared = apply(policy("late-comer", "team-a", paths=["/tmp/late"]))
+    apply(pod("comer", "team-a", "while :; do touch /tmp/late; sleep 1; done"))
+    record = until("the alert", lambda: alerts(rule__name="late-comer")[before:], 120)[0]
+    took = when(record) - appeared
+    kubectl("delete", "crd", "pathpolicies.pathwatch.dev")
+    until("no policy of that kind in force", lambda: "late-comer" not in json.dumps(recent("late-comer", 3)), 60)
+    return f"in force {took:.0f} s after it was written"
+
+
+def recent(rule, seconds):
+    """Alerts of the last seconds, in which others came, too."""
+    now = time.time()
+    time.sleep(seconds)
+    return [record for record in alerts(rule__name=rule) if when(record) > now]
+
+
+def pod_security():
+    """in a namespace that enforces a stricter level, NOTES says what to do, and so does the DaemonSet"""
+    kubectl("create", "namespace", "strict")
+    kubectl("label", "namespace", "strict", "pod-security.kubernetes.io/enforce=baseline")
+    said = helm("install", "third", str(CHART), "-n", "strict", *INSTALL, "--set", "crds.enabled=false")
+    expect("NOTES", "kubectl label namespace strict pod-security.kubernetes.io/enforce=privileged" in said, said)
+    until("the Event", lambda: "violates PodSecurity" in kubectl("-n", "strict", "describe", "daemonset"))
+    helm("uninstall", "third", "-n", "strict")
+
+
+ALL = [install, capabilities, first_alert, token, changes, config_map, refusals, tenancy, quota, rights, endpoint,
+       refused_rights, upgrade, whole, uninstall, without_crds, pod_security]
+# Few pods are enough there: what differs is the kernel.
+IN_GUEST = [install, capabilities, first_alert, token, whole]
+
+if __name__ == "__main__":
+    os.chdir(ROOT)
+    report = Report("cluster (guest)" if GUEST else "cluster")
+    names = os.environ.get("CASES", "").split()
+    for case in IN_GUEST if GUEST else ALL:
+        if not names or case.__name__ in names:
+            report.case(case)
+    report.end()
