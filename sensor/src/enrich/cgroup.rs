@@ -488,8 +488,7 @@ mod tests {
     #[test]
     fn this_machines_cgroups_are_found_by_the_walk_and_by_a_member() {
         let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
-        let table = fs::read("/proc/self/cgroup").unwrap();
-        let path = hierarchy.path_in(&table).unwrap().to_vec();
+        let path = hierarchy.path_in(&procfs::cgroups("self").unwrap()).unwrap().to_vec();
         let mut cgroups = Cgroups::new(hierarchy, Notices::default());
         let id = fs::metadata(cgroups.at(&path)).unwrap().ino();
         let member = Some(std::process::id());

@@ -238,16 +238,9 @@ impl Processes {
             }
             let known = self.known.get(&(next, program.start_ns / TICK_NS));
             home = home.or_else(|| known.and_then(|known| known.home.clone()));
-            all.push(known.map_or_else(
-                || Running {
-                    program: Arc::new(program),
-                    file: found.file,
-                    by_stat: true,
-                    script: None,
-                    judged: !early,
-                },
-                |known| known.own.clone(),
-            ));
+            let (program, file) = (Arc::new(program), found.file);
+            let seen = || Running { program, file, by_stat: true, script: None, judged: !early };
+            all.push(known.map_or_else(seen, |known| known.own.clone()));
             next = found.parent;
         }
         let mut all = all.into_iter();
@@ -263,8 +256,8 @@ impl Processes {
             return sum.clone();
         }
         let mut sum = Sha256::new();
-        let read = (found.size() <= SUM_LIMIT).then(|| io::copy(&mut file, &mut sum));
-        let sum = matches!(read, Some(Ok(_))).then(|| format!("{:x}", sum.finalize()));
+        let read = found.size() <= SUM_LIMIT && io::copy(&mut file, &mut sum).is_ok();
+        let sum = read.then(|| format!("{:x}", sum.finalize()));
         if self.sums.len() >= SUMS_LIMIT {
             self.sums.clear();
         }
