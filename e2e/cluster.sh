@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# cluster.sh up native|guest    a cluster from nothing: etcd, the control plane, one node, a Kafka broker
+# cluster.sh up native|guest|none   a cluster from nothing: etcd, the control plane, one node (or none), a Kafka broker
 # cluster.sh down               ends it and leaves nothing behind, whatever state it is in
 # cluster.sh kubectl|helm ARG...    as its administrator        cluster.sh kafka ARG...   kcat at the broker
 # cluster.sh stop|start kafka    the broker, with all that it holds
@@ -51,6 +51,8 @@ network() {
   unshare --net="$run/net" true
   inside ip link set lo up
   for address in $API $NODE_IP; do inside ip address replace "$address/32" dev lo; done
+  # Sensors that a test only pretends to have.
+  inside ip route add local 10.97.0.0/16 dev lo
   # A guest must not see its own address as its caller's.
   inside ip route replace local $NODE_IP dev lo proto kernel scope host src $API table local
   inside sh -c 'echo 1 >/proc/sys/net/ipv4/ip_forward'
@@ -89,8 +91,9 @@ broker() {
   cat >"$run/server.properties" <<P
 process.roles=broker,controller
 node.id=1
-controller.quorum.bootstrap.servers=$API:9093
-listeners=PLAINTEXT://$API:9092,CONTROLLER://$API:9093
+controller.quorum.bootstrap.servers=127.0.0.1:9093
+# On all addresses of the namespace: what a guest sends to $API arrives at the loopback one.
+listeners=PLAINTEXT://0.0.0.0:9092,CONTROLLER://127.0.0.1:9093
 advertised.listeners=PLAINTEXT://$API:9092
 listener.security.protocol.map=PLAINTEXT:PLAINTEXT,CONTROLLER:PLAINTEXT
 inter.broker.listener.name=PLAINTEXT
@@ -134,7 +137,7 @@ native_node() {
   local on=(nsenter --net="$run/net" --mount="/proc/$(cat "$run/pids/mounts")/ns/mnt")
   start containerd "${on[@]}" containerd --config /etc/kubernetes/containerd.toml
   until_true 30 "containerd answers" node ctr version
-  import "$cache/images/pause.tar" "$cache/images/busybox.tar"
+  import "$cache"/images/*.tar
   start kubelet "${on[@]}" "$bin/kubelet" --config /etc/kubernetes/kubelet.yaml --kubeconfig "$pki/kubelet.conf" \
     --hostname-override $NODE --node-ip $NODE_IP --v=2
 }
@@ -149,11 +152,12 @@ up() {
   network
   control_plane
   case $1 in
+    none) ;;
     native) native_node ;;
     guest) . "$here/cluster/guest-node.sh"; guest_node ;;
   esac
   topic
-  until_true "${NODE_WAIT:-180}" "the node is ready" kubectl wait --for=condition=Ready node/$NODE --timeout=1s
+  [ "$1" = none ] || until_true "${NODE_WAIT:-180}" "the node is ready" kubectl wait --for=condition=Ready node/$NODE --timeout=1s
   trap - ERR
 }
 
@@ -163,7 +167,7 @@ down() {
   for name in qemu kubelet kube-scheduler kube-controller-manager kafka; do ! alive $name || kill "$(cat "$run/pids/$name")" || true; done
   # Pods, their shims and all daemons are in these cgroups and nobody else is.
   for round in 1 2 3 4 5 6 7 8; do
-    local left; left=$(for tree in $(trees); do find "$tree/$NS" "$tree/kubepods" -name cgroup.procs -exec cat {} + 2>/dev/null; done | sort -u)
+    local left; left=$(for tree in $(trees); do find "$tree/$NS" "$tree/kubepods" -name cgroup.procs -exec cat {} + 2>/dev/null || true; done | sort -u)
     [ -n "$left" ] || break
     # shellcheck disable=SC2086
     [ "$round" = 1 ] || kill -9 $left 2>/dev/null || true
@@ -182,7 +186,7 @@ down() {
 
 command=${1:-}; [ $# -eq 0 ] || shift
 case $command in
-  up) case ${1:-} in native | guest) up "$1" ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;; esac ;;
+  up) case ${1:-} in native | guest | none) up "$1" ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;; esac ;;
   down) down ;;
   kubectl) kubectl "$@" ;;
   helm) inside env KUBECONFIG="$pki/admin.conf" HELM_CACHE_HOME="$run/helm" HELM_CONFIG_HOME="$run/helm" HELM_DATA_HOME="$run/helm" "$bin/helm" "$@" ;;

@@ -17,7 +17,7 @@ declare -A packages=(
 )
 
 # What a guest needs to be a Kubernetes node: a disk, a network, containers.
-MODULES="virtio_blk failover net_failover virtio_net stp llc bridge veth overlay"
+MODULES="virtio_blk failover net_failover virtio_net llc stp bridge veth overlay"
 
 fetch() {
   local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work module

@@ -20,7 +20,7 @@ image() {
 
 tools() {
   mkdir -p "$cache/images"
-  [ ! -e "$cache/images/.complete" ] || return 0
+  [ ! -e "$cache/images/.complete-2" ] || return 0
   local work=$store/tools; mkdir -p "$work/bin" "$work/etc" "$work/tmp" "$work/home/ann" "$work/opt"
   cc -Os -static -s -o "$work/pause" "$here/cluster/pause.c"
   printf 'FROM scratch\nCOPY pause /pause\nENTRYPOINT ["/pause"]\n' >"$work/pause.docker"
@@ -32,7 +32,10 @@ tools() {
   printf 'root:*:19000:0:99999:7:::\n' >"$work/etc/shadow"
   printf 'FROM scratch\nCOPY bin /bin\nCOPY etc /etc\nCOPY home /home\nCOPY tmp /tmp\nCMD ["sh"]\n' >"$work/busybox.docker"
   image docker.io/library/busybox:1.35 "$work" "$work/busybox.docker" "$cache/images/busybox.tar"
-  touch "$cache/images/.complete"
+  # The same under a name that policies exempt; another image, since a runtime may call one image by any of its names.
+  echo 'LABEL agent=yes' >>"$work/busybox.docker"
+  image registry.k8s.io/e2e/agent:1 "$work" "$work/busybox.docker" "$cache/images/agent.tar"
+  touch "$cache/images/.complete-2"
 }
 
 sensor() {

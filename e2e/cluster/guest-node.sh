@@ -1,5 +1,5 @@
 # A node in a QEMU guest with a Debian kernel: fentry works there, and cgroups are v2 alone. Sourced by cluster.sh.
-KERNEL=6.12 MODULES="failover net_failover virtio_net stp llc bridge veth overlay virtio_blk"
+KERNEL=6.12 MODULES="failover net_failover virtio_net llc stp bridge veth overlay virtio_blk"
 
 # guest_initrd DIRECTORY ARCHIVE: what finds the disk.
 guest_initrd() {
