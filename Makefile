@@ -14,7 +14,7 @@ KERNELS ?= 5.10 6.12
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e image siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -68,6 +68,15 @@ image: release ## the sensor's image, without a Docker engine: target/image/path
 	e2e/setup.sh image
 	e2e/images.sh sensor $(RELEASE)
 
+rules: ## the chart's alert rules by promtool
+	e2e/setup.sh prometheus
+	e2e/rules.sh
+
+scale: release ## watches of a thousand nodes and five thousand sensors, at a real API server
+	e2e/setup.sh cluster kafka node
+	e2e/cluster.sh up none
+	ulimit -n 16384; e2e/cluster.sh inside e2e/cluster/scale.py $(CURDIR)/$(RELEASE); status=$$?; e2e/cluster.sh down; exit $$status
+
 siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSearch to which nobody gave a mapping
 	e2e/setup.sh kafka opensearch siem
 	e2e/siem.sh $(RELEASE)
@@ -98,5 +107,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 	cargo deny --locked check licenses bans sources
 	e2e/schemas.py --check
 
-full: lint test e2e siem bench fuzz soak workload ## everything, and the kernels that CI leaves out
+full: lint test e2e rules scale siem bench fuzz soak workload ## everything, and the kernels that CI leaves out
 	$(MAKE) test-guests KERNELS="6.1 7"

@@ -10,6 +10,7 @@
 #   containers  containerd, ctr and runc
 #   image   buildah, and what images are made of
 #   node    what a Kubernetes node has besides: CNI plugins, images
+#   prometheus  promtool, built with Go
 #   opensearch  a JDK, Maven, OpenSearch's jars
 #   siem    rsyslog and its modules, unpacked and never installed: no daemon of this machine changes
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
@@ -168,6 +169,16 @@ step_node() {
 
 step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
 
+step_prometheus() {
+  local version; version=$(awk '$1 == "github.com/prometheus/prometheus" { print $2 }' "$here/prometheus/go.mod")
+  [ ! -e "$cache/bin/.promtool-$version" ] || return 0
+  packages go=golang
+  say "building promtool $version (about 3 minutes)"
+  (cd "$here/prometheus" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/bin/promtool" github.com/prometheus/prometheus/cmd/promtool) ||
+    fail "promtool did not build" "cd $here/prometheus && CGO_ENABLED=0 go build -o /dev/null github.com/prometheus/prometheus/cmd/promtool"
+  touch "$cache/bin/.promtool-$version"
+}
+
 step_opensearch() { jars opensearch $opensearch opensearch.runner '53 MB'; }
 
 step_siem() {
@@ -186,8 +197,8 @@ step_siem() {
   touch "$work/.complete"
 }
 
-[ $# -gt 0 ] || { sed -n '2,15s/^# \{0,1\}//p' "$0"; exit 64; }
+[ $# -gt 0 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers image node opensearch siem"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers image node prometheus opensearch siem"
   "step_$step"
 done

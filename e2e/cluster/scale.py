@@ -56,21 +56,40 @@ def told(before, what):
     return rows
 
 
+def watches_held():
+    """Watches that the API server holds, by resource."""
+    found = Counter()
+    for line in kubectl("get", "--raw", "/metrics").splitlines():
+        if line.startswith("apiserver_longrunning_requests{") and 'verb="WATCH"' in line:
+            found[re.search(r'resource="([^"]*)"', line)[1]] += int(float(line.rsplit(" ", 1)[1]))
+    return {name: found[name] for name in ("pods", "pathpolicies", "clusterpathpolicies")}
+
+
 class Watches:
     """As many watches as sensors of so many nodes have: pods of the node, and both kinds of policy."""
 
     def __init__(self):
-        self.open, self.events = 0, 0
+        self.open, self.events, self.refused = 0, 0, 0
 
     async def one(self, context, token, path):
+        while not await self.attempt(context, token, path):
+            # Too many at once, says the API server; a sensor tries again, too.
+            self.refused += 1
+            await asyncio.sleep(1)
+
+    async def attempt(self, context, token, path):
         reader, writer = await asyncio.open_connection(API, 443, ssl=context, limit=1 << 22)
         writer.write(f"GET {path} HTTP/1.1\r\nHost: {API}\r\nAuthorization: Bearer {token}\r\nAccept: application/json\r\n\r\n".encode())
         head = await reader.readuntil(b"\r\n\r\n")
+        if b" 429 " in head.split(b"\r\n")[0]:
+            writer.close()
+            return False
         if b" 200 " not in head.split(b"\r\n")[0]:
             raise Failed(head.decode())
         self.open += 1
         while chunk := await reader.readline():
             self.events += chunk.count(b'"type":"')
+        raise Failed("the API server ended a watch")
 
     async def all(self, context, token, ready, stop):
         tasks = []
@@ -169,9 +188,10 @@ async def measure(report):
             task.result()
         grew = memory("kube-apiserver") - used
         rows = await asyncio.to_thread(told, before, f"of {NODES} nodes' start")
+        held = await asyncio.to_thread(watches_held)
         lists = {name: count for name, count in rows.items() if name.startswith("LIST") and count > 5}
         report(f"{watches.open} watches of {NODES} nodes ({time.time() - began:.0f} s); API server {used >> 20} MiB, {grew >> 20} more; "
-               f"no lists: {not lists}", not lists and watches.open == 3 * NODES)
+               f"held: {held}; {watches.refused} were told to come again; lists: {lists or 'none'}", not lists and watches.open == 3 * NODES)
 
         before, events = await asyncio.to_thread(requests), watches.events
         config = RUN / "controller"
