@@ -1,18 +1,21 @@
 # The sensor's image: one static binary, the policies that come with it, and the well-known certificate authorities.
 #
-#   docker build -t pathwatch .                                  compiles in a container: about 10 minutes
-#   docker build -t pathwatch --build-arg BINARY=prebuilt .      takes target/image/pathwatch, which `make image` makes
-ARG BINARY=compiled
+#   docker build -t pathwatch .                                  compiles in a container, in about 10 minutes
+#   docker build -t pathwatch --build-arg FILES=prebuilt .       takes what is in target/image, as `make image` does
+ARG FILES=compiled
+ARG BUILDER=docker.io/library/rust:1.95.0-bookworm
 
-FROM docker.io/library/rust:1.95.0-bookworm AS compiled
+FROM ${BUILDER} AS compiled
 WORKDIR /src
 COPY . .
-RUN make release && mkdir -p /out && cp target/*-unknown-linux-gnu/release/pathwatch /out/ && strip /out/pathwatch
+RUN make release && \
+    mkdir -p /out && cp target/*-unknown-linux-gnu/release/pathwatch /out/ && strip /out/pathwatch && \
+    cp /etc/ssl/certs/ca-certificates.crt /out/ && e2e/sbom.py Cargo.toml Cargo.lock >/out/sbom.cdx.json
 
 FROM scratch AS prebuilt
-COPY target/image/pathwatch /out/pathwatch
+COPY target/image/pathwatch target/image/ca-certificates.crt target/image/sbom.cdx.json /out/
 
-FROM ${BINARY} AS binary
+FROM ${FILES} AS files
 
 FROM scratch
 ARG VERSION=0.1.0
@@ -22,9 +25,9 @@ LABEL org.opencontainers.image.title="pathwatch" \
       org.opencontainers.image.licenses="Apache-2.0" \
       org.opencontainers.image.version="${VERSION}" \
       org.opencontainers.image.revision="${REVISION}"
-COPY --from=binary /out/pathwatch /pathwatch
-COPY target/image/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY target/image/sbom.cdx.json /sbom.cdx.json
+COPY --from=files /out/pathwatch /pathwatch
+COPY --from=files /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
+COPY --from=files /out/sbom.cdx.json /sbom.cdx.json
 COPY policies /policies
 # Root, with the capabilities that the chart leaves it; the controller runs as another user.
 USER 0:0

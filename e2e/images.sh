@@ -45,11 +45,10 @@ sensor() {
   strip "$context/target/image/pathwatch"
   cp /etc/ssl/certs/ca-certificates.crt "$context/target/image/"
   cp -r "$root/policies" "$context/policies"
-  rm -f "$context"/policies/*.md "$context"/policies/*.json
   version=$(awk -F'"' '/^version/ { print $2; exit }' "$root/Cargo.toml")
-  "$here/sbom.py" "$version" "$root/Cargo.lock" >"$context/target/image/sbom.cdx.json"
+  "$here/sbom.py" "$root/Cargo.toml" "$root/Cargo.lock" >"$context/target/image/sbom.cdx.json"
   image "ghcr.io/pathwatch/pathwatch:$version" "$context" "$root/Dockerfile" "$root/target/image/pathwatch.tar" \
-    --build-arg BINARY=prebuilt --build-arg "VERSION=$version" \
+    --build-arg FILES=prebuilt --build-arg "VERSION=$version" \
     --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)"
   local size; size=$(du -b "$root/target/image/pathwatch.tar" | cut -f1)
   printf 'image: ghcr.io/pathwatch/pathwatch:%s, %d.%d MB, in target/image/pathwatch.tar\n' "$version" $((size / 1000000)) $((size / 100000 % 10))

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""sbom.py VERSION CARGO_LOCK: what the binary was made of, as CycloneDX 1.6: every crate of the lock file with its sum.
+"""sbom.py CARGO_TOML CARGO_LOCK: what the binary was made of, as CycloneDX 1.6: every crate of the lock file with its sum.
 
 It names more than is linked (tests' crates too), and never less.
 """
@@ -7,7 +7,9 @@ import json
 import sys
 import tomllib
 
-version, lock = sys.argv[1:]
+manifest, lock = sys.argv[1:]
+with open(manifest, "rb") as file:
+    version = tomllib.load(file)["workspace"]["package"]["version"]
 with open(lock, "rb") as file:
     packages = tomllib.load(file)["package"]
 

@@ -1,5 +1,5 @@
 //! Policies that are objects of the API server, beside files and the library.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 #[path = "common/policies.rs"]
 mod policies;
 
