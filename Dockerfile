@@ -1,7 +1,7 @@
 # The sensor's image: one static binary, the policies that come with it, and the well-known certificate authorities.
 #
 #   docker build -t pathwatch .                                  compiles in a container, in about 10 minutes
-#   docker build -t pathwatch --build-arg FILES=prebuilt .       takes what is in target/image, as `make image` does
+#   make image                                                   packs a binary that is there, without a Docker engine
 ARG FILES=compiled
 ARG BUILDER=docker.io/library/rust:1.95.0-bookworm
 

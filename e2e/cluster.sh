@@ -122,7 +122,15 @@ topic() {
 }
 
 native_node() {
-  for place in $SHADOWED; do mkdir -p "$place" "$run/node$place"; done
+  # `down` ends all pods on this machine, which must be its own.
+  if compgen -G '/sys/fs/cgroup/*/kubepods' >/dev/null || [ -e /sys/fs/cgroup/kubepods ]; then
+    say "this machine has a kubelet's cgroups already (kubepods); a test's node must not touch them"; return 1
+  fi
+  local place
+  for place in $SHADOWED; do
+    [ -e "$place" ] || echo "$place" >>"$run/made"
+    mkdir -p "$place" "$run/node$place"
+  done
   # shellcheck disable=SC2086
   sysctl $SYSCTLS >"$run/sysctls"
   start mounts unshare --mount --propagation slave bash -c "
@@ -148,7 +156,7 @@ up() {
   local began=$SECONDS
   [ ! -e "$run" ] || down
   mkdir -p "$run"/{log,pids}
-  trap 'say "it did not come up"; down' ERR
+  trap 'say "it did not come up"; down' EXIT
   network
   control_plane
   case $1 in
@@ -158,7 +166,7 @@ up() {
   esac
   topic
   [ "$1" = none ] || until_true "${NODE_WAIT:-180}" "the node is ready" kubectl wait --for=condition=Ready node/$NODE --timeout=1s
-  trap - ERR
+  trap - EXIT
 }
 
 down() {
@@ -178,9 +186,8 @@ down() {
     for name in "$tree/kubepods" "$tree/$NS"; do [ ! -d "$name" ] || find "$name" -depth -type d -exec rmdir {} + 2>/dev/null || true; done
   done
   umount "$run/net" 2>/dev/null || true
+  [ ! -e "$run/made" ] || xargs rmdir 2>/dev/null <"$run/made" || true
   rm -rf --one-file-system "$run"
-  # shellcheck disable=SC2086
-  rmdir $SHADOWED 2>/dev/null || true
   say "down ($((SECONDS - began)) s)"
 }
 

@@ -20,7 +20,7 @@ declare -A packages=(
 MODULES="virtio_blk failover net_failover virtio_net llc stp bridge veth overlay"
 
 fetch() {
-  local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work module
+  local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work module found
   [ -n "$pattern" ] || { echo "guest: no kernel '$kernel'; known: ${!packages[*]}" >&2; exit 64; }
   [ -e "$dir/modules/.complete" ] && return
   "$here/apt-root.sh" "$cache/apt" update
@@ -32,8 +32,9 @@ fetch() {
   mv "$(find "$work" -name 'vmlinuz*' -type f | head -n 1)" "$work.vmlinuz"
   mkdir -p "$work.modules"
   for module in $MODULES; do
-    module=$(find "$work" -name "$module.ko*" -type f | head -n 1)
-    case $module in *.xz) xz -dc "$module" >"$work.modules/$(basename "$module" .xz)" ;; *.ko) cp "$module" "$work.modules/" ;; esac
+    found=$(find "$work" -name "$module.ko*" -type f | head -n 1)
+    [ -n "$found" ] || { echo "guest: $package has no module $module" >&2; exit 1; }
+    case $found in *.xz) xz -dc "$found" >"$work.modules/$module.ko" ;; *) cp "$found" "$work.modules/$module.ko" ;; esac
   done
   touch "$work.modules/.complete"
   rm -rf "$work" "$dir"; mkdir -p "$dir"; mv "$work.vmlinuz" "$dir/vmlinuz"; mv "$work.modules" "$dir/modules"

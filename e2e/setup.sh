@@ -162,7 +162,7 @@ step_image() {
 
 step_node() {
   step_image
-  packages ip=iproute2 nsenter=util-linux sysctl=procps cc=build-essential /usr/lib/cni/bridge=containernetworking-plugins kcat=kcat
+  packages ip=iproute2 nsenter=util-linux sysctl=procps cc=build-essential /usr/lib/cni/bridge=containernetworking-plugins kcat=kcat curl=curl
   busybox
   "$here/images.sh" tools
 }

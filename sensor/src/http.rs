@@ -3,7 +3,7 @@
 //!
 //! Whoever reaches the pod's address can connect: connections are few, short, and few of one address.
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -39,7 +39,7 @@ use crate::{
 const CONNECTIONS: usize = 64;
 const OF_ADDRESS: usize = 8;
 /// How long a connection may last.
-const LIFETIME: Duration = Duration::from_secs(10);
+const LIFETIME: Duration = Duration::from_secs(5);
 
 /// Where to answer, and whom.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
@@ -69,7 +69,8 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
     let context = || format!("cannot listen on {listen}; name another in http.listen");
     let listener = TcpListener::bind(listen).await.with_context(context)?;
     tracing::info!(%listen, "metrics and health are served");
-    let (served, all) = (Arc::new(served), Arc::new(Semaphore::new(CONNECTIONS)));
+    let served = Arc::new(served);
+    let mut open: VecDeque<CancellationToken> = VecDeque::new();
     let peers = Peers::default();
     loop {
         let accepted = tokio::select! {
@@ -81,14 +82,25 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let (Ok(permit), Some(place)) = (all.clone().try_acquire_owned(), peers.enter(peer.ip())) else {
-            continue;
-        };
-        let served = served.clone();
+        let Some(place) = peers.enter(peer.ip()) else { continue };
+        open.retain(|other| !other.is_cancelled());
+        // Whoever is last is answered, and be it at the cost of the first, who has had his time: the kubelet's probes must
+        // get through whatever others keep open.
+        if open.len() >= CONNECTIONS
+            && let Some(first) = open.pop_front()
+        {
+            first.cancel();
+        }
+        let (served, over) = (served.clone(), CancellationToken::new());
+        open.push_back(over.clone());
         tokio::spawn(async move {
             // An error is the peer's: it went away, or did not speak HTTP.
-            timeout(LIFETIME, connection(stream, served)).await.ok();
-            drop((permit, place));
+            let answered = timeout(LIFETIME, connection(stream, served));
+            if over.run_until_cancelled(answered).await.is_none() {
+                tracing::debug!(%peer, "a connection has made room for another");
+            }
+            over.cancel();
+            drop(place);
         });
     }
 }

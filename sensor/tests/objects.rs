@@ -18,7 +18,8 @@ fn policy(name: &str, path: &str) -> String {
 /// An object of the API server.
 fn object(name: &str, created: i64, generation: i64, spec: &str) -> Object {
     let namespace = "team";
-    let reference = Reference { kind: Kind::PathPolicy, namespace: namespace.into(), name: name.into() };
+    let reference =
+        Reference { kind: Kind::PathPolicy, namespace: namespace.into(), name: name.into(), uid: String::new() };
     let text = format!(
         r#"{{"apiVersion": "pathwatch.dev/v1alpha1", "kind": "PathPolicy", "metadata": {{"name": "{name}", "namespace": "{namespace}"}}, "spec": {spec}}}"#
     );

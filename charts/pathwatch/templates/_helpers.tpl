@@ -86,7 +86,7 @@ app.kubernetes.io/component: {{ .component }}
 {{- $_ := set $policies "library" (dict "directory" "/policies" "severity" .Values.policies.library) }}
 {{- end }}
 {{- if .Values.policies.overrides }}{{ $_ := set $policies "overrides" .Values.policies.overrides }}{{ end }}
-{{- $http := dict "listen" (printf "0.0.0.0:%v" .Values.port) }}
+{{- $http := dict "listen" (printf "[::]:%v" .Values.port) }}
 {{- if .Values.controller.enabled }}
 {{- $_ := set $http "controller" (printf "system:serviceaccount:%s:%s-controller" .Release.Namespace (include "pathwatch.name" .)) }}
 {{- end }}

@@ -5,7 +5,7 @@ mod status;
 mod writer;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashSet},
     net::SocketAddr,
     path::PathBuf,
     sync::Arc,
@@ -15,7 +15,7 @@ use std::{
 use tokio::{
     sync::watch,
     task::JoinSet,
-    time::{Instant, sleep_until, timeout},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 
@@ -94,17 +94,19 @@ struct Controller {
 
 impl Controller {
     async fn run(mut self, mut objects: watch::Receiver<Arc<Objects>>) {
-        // The first look finds what there is, if the API server has told by then; nobody is asked about nothing.
-        timeout(EVERY, objects.changed()).await.ok();
+        // Of a part of the objects nothing is written: the others' status would be taken for that of none.
+        if objects.wait_for(|all| all.is_whole()).await.is_err() {
+            return;
+        }
         let mut pause = SOON;
         loop {
             let known = objects.borrow_and_update().clone();
             self.judge(&known);
             // Whether a policy is any good needs no sensor.
-            self.tell(&known, None).await;
+            self.tell(&known, None, &objects).await;
             let reports = self.sensors.ask(&self.notices).await;
             let settled = match &reports {
-                Some(reports) => self.tell(&known, Some(reports)).await,
+                Some(reports) => self.tell(&known, Some(reports), &objects).await,
                 None => false,
             };
             pause = if settled { EVERY } else { (pause * 2).min(EVERY) };
@@ -135,8 +137,17 @@ impl Controller {
         }
     }
 
-    /// Writes the status of every object that has another now; true if all are in force on all nodes.
-    async fn tell(&mut self, objects: &Objects, reports: Option<&sensors::Reports>) -> bool {
+    /// Writes the status of every object that has another now, until there is `news`; true if all are written and in force
+    /// on all nodes.
+    async fn tell(
+        &mut self,
+        objects: &Objects,
+        reports: Option<&sensors::Reports>,
+        news: &watch::Receiver<Arc<Objects>>,
+    ) -> bool {
+        if !self.writer.begin().await {
+            return false;
+        }
         let mut settled = true;
         for verdict in self.verdicts.iter() {
             let known = self.writer.known(&verdict.reference);
@@ -145,11 +156,13 @@ impl Controller {
                 None => status::accepted(verdict, known),
             };
             settled &= status::is_settled(&status);
-            self.writer.write(&verdict.reference, status).await;
+            // The API server is away, or this is not what there is any more: all of it is told anew then.
+            if !self.writer.write(&verdict.reference, status).await || news.has_changed().unwrap_or(true) {
+                return false;
+            }
         }
-        let there: HashMap<&Reference, ()> =
-            self.verdicts.iter().map(|verdict| (&verdict.reference, ())).collect();
-        self.writer.forget(|reference| there.contains_key(reference));
+        let there: HashSet<&Reference> = self.verdicts.iter().map(|verdict| &verdict.reference).collect();
+        self.writer.forget(|reference| there.contains(reference));
         settled && objects.len() == self.verdicts.len()
     }
 }

@@ -3,7 +3,10 @@ use std::{collections::HashMap, path::PathBuf, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use futures::{StreamExt as _, stream};
-use k8s_openapi::api::discovery::v1::EndpointSlice;
+use k8s_openapi::api::{
+    apps::v1::DaemonSet,
+    discovery::v1::{Endpoint, EndpointSlice},
+};
 use kube::{Api, api::ListParams};
 use sha2::{Digest as _, Sha256};
 use tokio::task::spawn_blocking;
@@ -127,6 +130,10 @@ impl Sensors {
             }
         };
         let mut reports = Reports::default();
+        // A node on which no sensor could be started has no endpoint.
+        for _ in places.len()..self.wanted().await {
+            reports.add("a node", Err("there is none; see the DaemonSet's events".to_owned()));
+        }
         let asked = places.into_iter().map(|(node, address)| {
             let known = self.last.get(&address).filter(|sum| self.answers.contains_key(*sum)).cloned();
             let (agent, token, port) = (self.agent.clone(), token.clone(), self.port);
@@ -153,6 +160,14 @@ impl Sensors {
         Some(reports)
     }
 
+    /// On how many nodes there should be one; 0 if the DaemonSet cannot be asked.
+    async fn wanted(&self) -> usize {
+        let Ok(client) = self.source.client() else { return 0 };
+        let sensors: Api<DaemonSet> = Api::namespaced(client, &self.namespace);
+        let status = sensors.get(&self.service).await.ok().and_then(|found| found.status);
+        status.and_then(|status| usize::try_from(status.desired_number_scheduled).ok()).unwrap_or_default()
+    }
+
     /// Nodes with the addresses of their sensors, and the token.
     async fn find(&self) -> anyhow::Result<(Vec<(String, String)>, String)> {
         let token = std::fs::read_to_string(&self.token_file)
@@ -162,6 +177,10 @@ impl Sensors {
         let params = ListParams::default().labels(&of_service).match_any();
         let slices = slices.list(&params).await.context("cannot list the sensors' EndpointSlices")?;
         let endpoints = slices.items.into_iter().flat_map(|slice| slice.endpoints);
+        // What ends answers no more; its successor is another endpoint.
+        let ends =
+            |endpoint: &Endpoint| endpoint.conditions.as_ref().is_some_and(|is| is.terminating == Some(true));
+        let endpoints = endpoints.filter(|endpoint| !ends(endpoint));
         let mut places: Vec<(String, String)> = endpoints
             .filter_map(|endpoint| {
                 let address = endpoint.addresses.into_iter().next()?;

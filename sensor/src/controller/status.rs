@@ -10,14 +10,17 @@ const REASON: usize = 1000;
 
 /// What is known without any sensor, beside what was known of them before.
 pub(super) fn accepted(verdict: &InForce, known: Option<&Value>) -> Value {
-    let mut status = known.cloned().unwrap_or_else(|| json!({}));
-    let observed = status.get("observedGeneration").and_then(Value::as_i64);
+    let observed = known.and_then(|known| known["observedGeneration"].as_i64());
+    let same = observed == Some(verdict.generation);
+    // How many nodes had an earlier generation says nothing of this one.
+    let mut status = known.filter(|_| same).cloned().unwrap_or_else(|| json!({}));
     let mut conditions = vec![acceptance(verdict)];
-    if observed == Some(verdict.generation) {
-        conditions.extend(["Programmed", "Degraded"].iter().filter_map(|kind| condition_of(known, kind).cloned()));
+    if same {
+        conditions.extend(condition_of(known, "Programmed").cloned());
     } else {
         conditions.push(condition("Programmed", false, "Pending", "the sensors have not been asked yet"));
     }
+    conditions.extend(condition_of(known, "Degraded").cloned());
     set(&mut status, "observedGeneration", json!(verdict.generation));
     with_conditions(status, conditions, verdict.generation, known)
 }
@@ -40,7 +43,7 @@ pub(super) fn of(verdict: &InForce, reports: &Reports, known: Option<&Value>) ->
             "Programmed",
             false,
             "NotAccepted",
-            "this generation is not in force; an earlier one that was good still is",
+            "this generation is not in force; where an earlier one was good, that still is",
         )
     } else if pending > 0 {
         condition("Programmed", false, "Pending", &format!("{on}; {pending} have not taken it in yet"))
@@ -135,7 +138,8 @@ mod tests {
     use crate::policy::{Kind, Reference};
 
     fn verdict(generation: i64, state: State) -> InForce {
-        let reference = Reference { kind: Kind::PathPolicy, namespace: "a".into(), name: "p".into() };
+        let reference =
+            Reference { kind: Kind::PathPolicy, namespace: "a".into(), name: "p".into(), uid: String::new() };
         InForce { reference, generation, state, reason: "spec.paths: bad".into() }
     }
 

@@ -24,6 +24,8 @@ use crate::{
 const PACE: Duration = Duration::from_millis(100);
 /// Shortest time between two writes of how far one policy has got: every one goes to all sensors that watch.
 const PROGRESS: Duration = Duration::from_secs(5);
+/// How long a client is used.
+const CLIENT: Duration = Duration::from_secs(300);
 /// Who writes, for the API server.
 const MANAGER: &str = "pathwatch-controller";
 
@@ -31,7 +33,7 @@ const MANAGER: &str = "pathwatch-controller";
 pub(super) struct Writer {
     source: Source,
     notices: Notices,
-    recorder: Option<Recorder>,
+    client: Option<(Client, Instant)>,
     written: HashMap<Reference, (Value, Instant)>,
     /// What stood there before this controller began is known.
     begun: bool,
@@ -40,7 +42,7 @@ pub(super) struct Writer {
 
 impl Writer {
     pub(super) fn new(source: Source, notices: Notices) -> Self {
-        Self { source, notices, recorder: None, written: HashMap::new(), begun: false, last: Instant::now() }
+        Self { source, notices, client: None, written: HashMap::new(), begun: false, last: Instant::now() }
     }
 
     /// What stands in the status of an object.
@@ -53,39 +55,58 @@ impl Writer {
         self.written.retain(|reference, _| there(reference));
     }
 
-    /// Writes `status`, unless it stands there already, or only says how far things have got and that was told lately.
-    pub(super) async fn write(&mut self, reference: &Reference, status: Value) {
-        if !self.begun {
-            self.begin().await;
-        }
+    /// Writes `status`, unless it stands there already, or only says how far things have got and that was told lately; false
+    /// if the API server would not take it.
+    pub(super) async fn write(&mut self, reference: &Reference, status: Value) -> bool {
         let known = self.written.get(reference);
         if known
             .is_some_and(|(known, at)| *known == status || at.elapsed() < PROGRESS && is_progress(known, &status))
         {
-            return;
+            return true;
         }
         let events = events(known.map(|(known, _)| known), &status);
         sleep(PACE.saturating_sub(self.last.elapsed())).await;
         self.last = Instant::now();
         match self.put(reference, &status, events).await {
-            Ok(()) => drop(self.written.insert(reference.clone(), (status, Instant::now()))),
-            // It was deleted, which the watch will tell.
-            Err(why) if why.downcast_ref().is_some_and(|why: &kube::Error| is_gone(why)) => {}
+            Ok(()) => {
+                self.written.insert(reference.clone(), (status, Instant::now()));
+                true
+            }
+            // It was deleted, or made anew, which the watch will tell.
+            Err(why) if why.downcast_ref().is_some_and(|why: &kube::Error| is_gone(why)) => true,
             Err(why) => {
-                let detail = format!("the status of {reference:?} cannot be written: {why:#}; it is tried again");
+                self.client = None;
+                let name = &reference.name;
+                let detail = format!("the status of {name} cannot be written: {why:#}; it is tried again");
                 self.notices.add("controller", "status_unwritten", 1, detail);
+                false
             }
         }
     }
 
-    async fn put(&mut self, reference: &Reference, status: &Value, events: Vec<Event>) -> anyhow::Result<()> {
+    /// A client, made anew every few minutes, since tokens are replaced.
+    fn client(&mut self) -> anyhow::Result<Client> {
+        if let Some((client, since)) = &self.client
+            && since.elapsed() < CLIENT
+        {
+            return Ok(client.clone());
+        }
         let client = self.source.client()?;
+        self.client = Some((client.clone(), Instant::now()));
+        Ok(client)
+    }
+
+    async fn put(&mut self, reference: &Reference, status: &Value, events: Vec<Event>) -> anyhow::Result<()> {
+        let client = self.client()?;
         let kind = resource(reference.kind);
         let api: Api<DynamicObject> = match reference.kind {
             Kind::ClusterPathPolicy => Api::all_with(client.clone(), &kind),
             Kind::PathPolicy => Api::namespaced_with(client.clone(), &reference.namespace, &kind),
         };
-        let patch = json!({"apiVersion": kind.api_version, "kind": kind.kind, "status": status});
+        // With the uid it is refused if another object has the name now.
+        let metadata = json!({"name": reference.name, "uid": reference.uid});
+        let patch =
+            json!({"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata, "status": status});
         let params = PatchParams::apply(MANAGER).force();
         let object = api.patch_status(&reference.name, &params, &Patch::Apply(patch)).await?;
         for event in events {
@@ -94,13 +115,7 @@ impl Writer {
         Ok(())
     }
 
-    async fn publish(
-        &mut self,
-        client: &Client,
-        object: &DynamicObject,
-        kind: &kube::api::ApiResource,
-        event: Event,
-    ) {
+    async fn publish(&self, client: &Client, object: &DynamicObject, kind: &kube::api::ApiResource, event: Event) {
         let ObjectMeta { name, namespace, uid, .. } = object.metadata.clone();
         let regarding = k8s_openapi::api::core::v1::ObjectReference {
             api_version: Some(kind.api_version.clone()),
@@ -110,28 +125,43 @@ impl Writer {
             uid,
             ..Default::default()
         };
-        let recorder = self.recorder.get_or_insert_with(|| {
-            Recorder::new(client.clone(), Reporter { controller: MANAGER.to_owned(), instance: None })
-        });
+        // One that is used again takes a second fault for a repeat of the first.
+        let recorder = Recorder::new(client.clone(), Reporter { controller: MANAGER.to_owned(), instance: None });
         if let Err(why) = recorder.publish(&event, &regarding).await {
             self.notices.add("controller", "event_unwritten", 1, format!("an Event cannot be written: {why}"));
         }
     }
 
-    /// Reads what an earlier controller wrote, so as not to write it again.
-    async fn begin(&mut self) {
+    /// Reads what an earlier controller wrote, so as not to write it again; false if that could not be read.
+    pub(super) async fn begin(&mut self) -> bool {
+        if self.begun {
+            return true;
+        }
+        if let Err(why) = self.read().await {
+            let detail = format!("policies cannot be listed: {why:#}; nothing is written until they are");
+            self.notices.add("controller", "status_unread", 1, detail);
+        } else {
+            self.begun = true;
+        }
+        self.begun
+    }
+
+    async fn read(&mut self) -> anyhow::Result<()> {
         for kind in Kind::ALL {
             let mut params = ListParams::default().limit(250);
             loop {
-                let Ok(client) = self.source.client() else { return };
-                let api: Api<DynamicObject> = Api::all_with(client, &resource(kind));
-                // Without the CRD there is nothing to read.
-                let Ok(list) = api.list(&params).await else { break };
+                let api: Api<DynamicObject> = Api::all_with(self.client()?, &resource(kind));
+                let list = match api.list(&params).await {
+                    // Without the CRD there is nothing to read.
+                    Err(why) if is_gone(&why) => break,
+                    list => list?,
+                };
                 for object in list.items {
                     let reference = Reference {
                         kind,
                         namespace: object.metadata.namespace.unwrap_or_default(),
                         name: object.metadata.name.unwrap_or_default(),
+                        uid: object.metadata.uid.unwrap_or_default(),
                     };
                     if let Some(status) = object.data.get("status") {
                         self.written.insert(reference, (status.clone(), Instant::now()));
@@ -143,12 +173,12 @@ impl Writer {
                 }
             }
         }
-        self.begun = true;
+        Ok(())
     }
 }
 
 fn is_gone(why: &kube::Error) -> bool {
-    matches!(why, kube::Error::Api(status) if status.code == 404)
+    matches!(why, kube::Error::Api(status) if matches!(status.code, 404 | 409))
 }
 
 /// Whether the two differ only in how far things have got.

@@ -1,6 +1,6 @@
 //! From texts to the policies in force: one bad policy disables neither the others nor its own last good version.
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -142,6 +142,8 @@ struct Loading<'a> {
     /// Names of overrides that have not met their policy yet.
     overrides: BTreeSet<&'a String>,
     seen: HashMap<Key, String>,
+    /// Policies that somebody has written, good or bad: those of the library by these names are not meant.
+    named: HashSet<Key>,
     /// Policies in the order of the files, with the file that each came from.
     found: Vec<(Key, PathBuf, Arc<Compiled>)>,
     diagnostics: Vec<Diagnostic>,
@@ -157,6 +159,7 @@ impl<'a> Loading<'a> {
             loader,
             overrides: loader.overrides.keys().collect(),
             seen: HashMap::new(),
+            named: HashSet::new(),
             found: Vec::new(),
             diagnostics: Vec::new(),
             stale: Vec::new(),
@@ -171,7 +174,9 @@ impl<'a> Loading<'a> {
         let Some(object) = &text.object else { return };
         let new = self.diagnostics.get_mut(known..).unwrap_or_default();
         new.iter_mut().for_each(|diagnostic| *diagnostic = of_object(diagnostic));
-        let error = new.iter().find(|diagnostic| diagnostic.fault.level == Level::Error);
+        // An override that does not fit is the configuration's fault, and the object is used without.
+        let place = text.place.display().to_string();
+        let error = new.iter().find(|found| found.fault.level == Level::Error && found.file == place);
         let reason = error.map(|error| format!("{}; {}", error.fault.message, error.fault.help));
         let policy = self.found.last().filter(|(key, ..)| *key == object.reference.key());
         let state = match &reason {
@@ -200,7 +205,11 @@ impl<'a> Loading<'a> {
             Ok(file) => file,
             Err(diagnostic) => {
                 self.diagnostics.push(*diagnostic);
-                return self.keep_all_of(path);
+                // A tenant's that there is no room for must not take room as its last good version.
+                if source.object.as_ref().is_none_or(|object| object.reference.kind != Kind::PathPolicy) {
+                    self.keep_all_of(path);
+                }
+                return;
             }
         };
         // An editor that has cut a file and not written it yet; to take policies away, one deletes it.
@@ -210,9 +219,10 @@ impl<'a> Loading<'a> {
             return self.keep_all_of(path);
         }
         for document in file.documents() {
-            if source.from.is_some() && document.key.as_ref().is_some_and(|key| self.seen.contains_key(key)) {
+            if source.from.is_some() && document.key.as_ref().is_some_and(|key| self.named.contains(key)) {
                 continue;
             }
+            self.named.extend(document.key.clone());
             let outcome = match &document.policy {
                 Ok(policy) => {
                     self.compile(policy.clone(), source).map_err(|faults| file.diagnose(&document, faults))
@@ -252,9 +262,10 @@ impl<'a> Loading<'a> {
         // Whoever changes one policy again and again does not have all of them compiled again and again.
         let unchanged =
             |good: &Compiled| good.policy == policy && good.source == file && good.overridden.is_empty();
+        let unwanted = text.from.is_some_and(|from| policy.spec.severity < from);
         if let Some((_, good)) = self.loader.good.get(&key).filter(|(_, good)| unchanged(good))
             && !self.loader.overrides.contains_key(&full_name)
-            && text.from.is_none()
+            && !unwanted
         {
             return Ok(good.clone());
         }
@@ -264,7 +275,6 @@ impl<'a> Loading<'a> {
         if !faults.is_empty() {
             return Err(faults);
         }
-        let unwanted = text.from.is_some_and(|from| policy.spec.severity < from);
         let change = self.loader.overrides.get(&full_name);
         if change.is_none() && !unwanted {
             return Ok(compiled);

@@ -36,7 +36,7 @@ pub use self::{
     load::{Judge, Loaded, Override},
     object::{InForce, Object, Objects, Reference, State},
     reload::{Readers, reload, tell_unseen},
-    resources::{object_of, resource, watch_resources},
+    resources::{resource, watch_resources},
     spec::{
         ApiVersion, Comparison, ContainerSelector, Exception, Files, Kind, LabelSelector, Metadata, Outcome,
         Policy, Requirement, Severity, Spec, Subjects, Threat,

@@ -1,6 +1,6 @@
 //! Policies that are objects of the API server, kept within bounds: anybody with rights in a namespace may write them.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -18,8 +18,10 @@ const TENANTS_BYTES: usize = 8 << 20;
 /// Most bytes of one ClusterPathPolicy, and of all.
 const CLUSTER_POLICY_BYTES: usize = 1 << 20;
 const CLUSTER_BYTES: usize = 16 << 20;
-/// Most objects of which as much as the name is kept.
+/// Most PathPolicies of which as much as the name is kept.
 const KEPT: usize = 16_384;
+/// So many are gathered at most before those are let go that there is no room for.
+const GATHERED: usize = 256;
 
 /// What makes an object one and the same.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -31,12 +33,15 @@ pub struct Reference {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// Tells it from another that had its name before.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
 }
 
 impl Reference {
     /// Where it comes from, in alerts and messages, whatever its version.
     pub(super) fn place(&self) -> String {
-        let Self { kind, namespace, name } = self;
+        let Self { kind, namespace, name, .. } = self;
         let namespace = if namespace.is_empty() { String::new() } else { format!("{namespace}/") };
         format!("kubernetes:{kind:?}/{namespace}{name}")
     }
@@ -68,19 +73,35 @@ pub struct Object {
 #[derive(Clone, Debug, Default)]
 pub struct Objects {
     all: BTreeMap<Reference, Object>,
-    /// Objects of which nothing is kept.
+    /// PathPolicies of which nothing is kept.
     beyond: u64,
+    /// Kinds of which the API server has told what there is.
+    told: BTreeSet<Kind>,
 }
 
 impl Objects {
-    /// Takes in a new object, or a new version.
-    pub fn apply(&mut self, object: Object) {
-        if self.all.len() >= KEPT && !self.all.contains_key(&object.reference) {
+    /// Takes in a new object, or a new version; false if it is the same as before.
+    pub fn apply(&mut self, object: Object) -> bool {
+        if self.all.get(&object.reference) == Some(&object) {
+            return false;
+        }
+        self.gather(object);
+        self.admit();
+        true
+    }
+
+    /// The same of one of many: there may be more than there is room for until all are there.
+    pub fn gather(&mut self, object: Object) {
+        let tenant = object.reference.kind == Kind::PathPolicy;
+        if tenant && self.all.len() >= KEPT && !self.all.contains_key(&object.reference) {
             self.beyond += 1;
             return;
         }
         self.all.insert(object.reference.clone(), object);
-        self.admit();
+        // Texts that there is no room for must not pile up meanwhile.
+        if self.all.len().is_multiple_of(GATHERED) {
+            self.admit();
+        }
     }
 
     /// Forgets one; true if there is room now for another that was refused, which must be fetched again.
@@ -93,8 +114,28 @@ impl Objects {
     pub fn replace(&mut self, kind: Kind, objects: Self) {
         self.all.retain(|reference, _| reference.kind != kind);
         self.all.extend(objects.all);
-        self.beyond = objects.beyond;
+        self.told.insert(kind);
+        if kind == Kind::PathPolicy {
+            self.beyond = objects.beyond;
+        }
         self.admit();
+    }
+
+    /// Whether the API server has told of both kinds.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.told.len() == Kind::ALL.len()
+    }
+
+    /// Whether it would be news that there are none of `kind`.
+    pub(super) fn has_news_without(&self, kind: Kind) -> bool {
+        !self.told.contains(&kind) || self.all.keys().any(|reference| reference.kind == kind)
+    }
+
+    /// How many there are of which not even the name is kept.
+    #[must_use]
+    pub fn beyond(&self) -> u64 {
+        self.beyond
     }
 
     /// All of them, the oldest first: every sensor and the controller come to the same when there are too many.
@@ -212,7 +253,8 @@ mod tests {
 
     fn object(namespace: &str, name: usize, created: i64, size: usize) -> Object {
         let kind = if namespace.is_empty() { Kind::ClusterPathPolicy } else { Kind::PathPolicy };
-        let reference = Reference { kind, namespace: namespace.into(), name: format!("p{name}") };
+        let reference =
+            Reference { kind, namespace: namespace.into(), name: format!("p{name}"), uid: String::new() };
         let text = Some("x".repeat(size).into());
         Object { reference, generation: 1, created, text, size, refused: None }
     }
@@ -261,15 +303,19 @@ mod tests {
     #[test]
     fn names_without_end_are_not_kept() {
         let mut objects = Objects::default();
-        // Inserted past admission, which would take its time.
         for n in 0..KEPT {
-            let one = object(&format!("n{n}"), n, 0, 0);
-            objects.all.insert(one.reference.clone(), one);
+            objects.gather(object(&format!("n{n}"), n, 0, 0));
         }
         objects.apply(object("z", 0, 0, 1));
         assert_eq!((objects.len(), objects.beyond), (KEPT, 1));
+        // They take no cluster policy's place.
+        assert!(objects.apply(object("", 1, 0, 1)));
+        assert!(!objects.apply(object("", 1, 0, 1)), "nothing has changed");
+        assert_eq!(objects.len(), KEPT + 1);
         assert!(objects.delete(&object("n3", 3, 0, 0).reference), "those that are not kept are fetched");
         objects.replace(Kind::PathPolicy, Objects::default());
-        assert!(objects.is_empty());
+        assert!(objects.len() == 1 && !objects.is_whole());
+        objects.replace(Kind::ClusterPathPolicy, Objects::default());
+        assert!(objects.is_empty() && objects.is_whole());
     }
 }

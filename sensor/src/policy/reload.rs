@@ -48,7 +48,10 @@ pub async fn reload(
             // Without a cluster there is none that could change them.
             Ok(()) = objects.changed() => sleep(GATHER).await,
         }
-        sleep(took * SHARE).await;
+        tokio::select! {
+            () = stop.cancelled() => return Ok(()),
+            () = sleep(took * SHARE) => {}
+        }
         let known = objects.borrow_and_update().clone();
         let began = Instant::now();
         let (back, outcome) = spawn_blocking(move || {

@@ -22,6 +22,8 @@ use crate::{
     notice::Notices,
 };
 
+/// The first pause after an error.
+const SOON: Duration = Duration::from_millis(500);
 /// Longest pause between two looks for a CRD that is not there.
 const ABSENT: Duration = Duration::from_secs(60);
 /// How often objects that were refused are fetched again, at most: whoever makes and deletes them must not have all
@@ -36,10 +38,10 @@ pub fn resource(kind: Kind) -> ApiResource {
 }
 
 /// What is of use of an object of the API server.
-#[must_use]
-pub fn object_of(kind: Kind, object: DynamicObject) -> Object {
+fn object_of(kind: Kind, object: DynamicObject) -> Object {
     let metadata = object.metadata;
     let (name, namespace) = (metadata.name.unwrap_or_default(), metadata.namespace.unwrap_or_default());
+    let uid = metadata.uid.unwrap_or_default();
     let mut document = json!({
         "apiVersion": "pathwatch.dev/v1alpha1",
         "kind": format!("{kind:?}"),
@@ -51,7 +53,7 @@ pub fn object_of(kind: Kind, object: DynamicObject) -> Object {
     }
     let text = document.to_string();
     Object {
-        reference: Reference { kind, namespace, name },
+        reference: Reference { kind, namespace, name, uid },
         generation: metadata.generation.unwrap_or_default(),
         created: metadata.creation_timestamp.map(|time| time.0.as_second()).unwrap_or_default(),
         size: text.len(),
@@ -84,7 +86,7 @@ pub async fn watch_resources(
 async fn watch_kind(kind: Kind, source: &Source, objects: &watch::Sender<Arc<Objects>>, notices: &Notices) {
     let plain = from_cache(watcher::Config::default());
     let mut config = watcher::Config::default().streaming_lists();
-    let mut pause = Duration::from_secs(1);
+    let mut pause = SOON;
     let mut absent = false;
     loop {
         let began = Instant::now();
@@ -94,7 +96,12 @@ async fn watch_kind(kind: Kind, source: &Source, objects: &watch::Sender<Arc<Obj
                 // The CRD is not there, and so there are no objects; said twice, in case that the server has only just
                 // begun and does not know yet.
                 if absent {
-                    put(objects, |all| all.replace(kind, Objects::default()));
+                    objects.send_if_modified(|all| {
+                        all.has_news_without(kind) && {
+                            Arc::make_mut(all).replace(kind, Objects::default());
+                            true
+                        }
+                    });
                 }
                 absent = true;
                 sleep(pause + spread() / 2).await;
@@ -104,10 +111,9 @@ async fn watch_kind(kind: Kind, source: &Source, objects: &watch::Sender<Arc<Obj
             Ended::Failed(Some(why)) if config != plain && refuses_streams(&why) => config = plain.clone(),
             Ended::Failed(why) => {
                 why.iter().for_each(|why| source.tell(notices, kind.plural(), why));
+                // A watch that lasted is begun anew soon.
+                pause = if began.elapsed() > SPREAD * 5 { SOON } else { (pause * 2).min(SILENCE) };
                 sleep(pause + spread() / 2).await;
-                // A watch that lasted is begun anew at once.
-                pause =
-                    if began.elapsed() > SPREAD * 5 { Duration::from_secs(1) } else { (pause * 2).min(SILENCE) };
             }
         }
         absent = false;
@@ -137,23 +143,26 @@ async fn watch_once(
         let Ok(event) = timeout_at(deadline, stream.next()).await else { return Ended::Again };
         match event {
             Some(Ok(Event::Init)) => listed = Objects::default(),
-            Some(Ok(Event::InitApply(found))) => listed.apply(object_of(kind, found)),
+            Some(Ok(Event::InitApply(found))) => listed.gather(object_of(kind, found)),
             Some(Ok(Event::InitDone)) => {
                 let listed = std::mem::take(&mut listed);
-                put(objects, |all| all.replace(kind, listed));
+                if listed.beyond() > 0 {
+                    let detail =
+                        "there are too many PathPolicies to look at; delete some, and set a ResourceQuota on them";
+                    notices.add("policy", "policies_full", listed.beyond(), detail);
+                }
+                objects.send_modify(|all| Arc::make_mut(all).replace(kind, listed));
             }
-            Some(Ok(Event::Apply(found))) => put(objects, |all| all.apply(object_of(kind, found))),
+            // A status that the controller writes is no news.
+            Some(Ok(Event::Apply(found))) => {
+                objects.send_if_modified(|all| Arc::make_mut(all).apply(object_of(kind, found)));
+            }
             Some(Ok(Event::Delete(found))) => {
                 let reference = object_of(kind, found).reference;
-                put(objects, |all| room |= all.delete(&reference));
+                objects.send_modify(|all| room |= Arc::make_mut(all).delete(&reference));
             }
             Some(Err(why)) => return Ended::Failed(Some(why)),
             None => return Ended::Failed(None),
         }
     }
-}
-
-/// Changes the objects, of which readers keep the old ones for as long as they look at them.
-fn put(objects: &watch::Sender<Arc<Objects>>, change: impl FnOnce(&mut Objects)) {
-    objects.send_modify(|all| change(Arc::make_mut(all)));
 }
