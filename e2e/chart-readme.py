@@ -33,7 +33,15 @@ cgroups to read, and its spool to write. Said honestly: who owns the sensor can 
 sensor did, or of other users, have no name, and exceptions by program do not hold for them.
 
 The service account may list and watch pods, namespaces and policies, and ask whether a token is the controller's. The
-controller, of which there is one, may write the status of policies and Events. Neither may read a Secret.
+controller, of which there is one, may write the status of policies, and Events. Neither may read a Secret. Said honestly:
+whoever has the sensor's token can list all pods, with what stands in their environment; whoever has the controller's can write
+Events in any namespace, under any name.
+
+Whoever may edit a namespace may write as many objects as the API server takes. Sensors look at 64 PathPolicies of a
+namespace, the oldest first, and the others' status says so; spare the API server the rest:
+```sh
+kubectl -n payments create quota pathpolicies --hard=count/pathpolicies.pathwatch.dev=64
+```
 
 ## Policies
 1. From the image, by severity: `policies.library`; single ones by `policies.overrides`.

@@ -193,6 +193,34 @@ def changes():
     return ", ".join(f"{what} {seconds:.2f} s" for what, seconds in took.items()) + f"; Event: {event['note'][:60]}"
 
 
+def recreated():
+    """a policy that is replaced by another of its name has a status of its own, and nothing of the first stays in force"""
+    apply(policy("again", "team-a", paths=["/tmp/again"]))
+    of = lambda kind: condition(get("pathpolicies", "again", "team-a"), kind)
+    until("Programmed", lambda: of("Programmed")["status"] == "True")
+    anew = lambda **spec: kubectl("replace", "--force", "-f", "-", text=json.dumps(policy("again", "team-a", **spec)))
+    anew(paths=["/tmp/again"])
+    until("its status", lambda: of("Programmed")["status"] == "True")
+    anew(paths=["/tmp/[z-a]"])
+    until("the refusal", lambda: "nor is any other" in of("Programmed")["message"])
+    kubectl("-n", "team-a", "delete", "pathpolicy", "again")
+
+
+def flood():
+    """a namespace full of policies costs no other its own, nor its status"""
+    kubectl("create", "namespace", "mob")
+    many = [policy(f"m{n:04}", "mob", paths=[f"/mob/{n}"]) for n in range(600)]
+    for start in range(0, len(many), 200):
+        kubectl("create", "-f", "-", text="\n---\n".join(json.dumps(one) for one in many[start : start + 200]))
+    told = apply(policy("calm", "team-b", paths=["/tmp/calm"]))
+    until("its status", lambda: condition(get("pathpolicies", "calm", "team-b"), "Programmed")["status"] == "True")
+    took = time.time() - told
+    apply(pod("calm", "team-b", "touch /tmp/calm; exec sleep 100000"))
+    until("its alert", lambda: alerts(rule__name="calm"))
+    kubectl("delete", "namespace", "mob", "--wait=false")
+    return f"Programmed after {took:.1f} s beside 600"
+
+
 def config_map():
     """a policy in a ConfigMap is in effect within 2 s of the kubelet's swap; the kubelet's own delay is told"""
     apply(pod("filer", "team-a", "touch /tmp/map; while :; do cat /tmp/map; usleep 50000; done"))
@@ -219,6 +247,9 @@ def refusals():
         ([*INSTALL, "--set", "polcies.library=high"], "polcies"),
         ([*INSTALL, "--set", "securityProfile=none"], "securityProfile"),
         ([*INSTALL, "--set", "port=http"], "port"),
+        ([*INSTALL, "--set", "logLevel=loud"], "logLevel"),
+        ([*INSTALL, "--set", "kafka=null"], "kafka"),
+        ([*INSTALL, "--set", "kafka.brokers={k:99999}"], "brokers"),
         ([*INSTALL, "--set", "kafka.brokers={10.96.0.1}"], "brokers"),
         ([*INSTALL, "--set", "kafka.sasl.mechanism=PLAIN"], "kafka.sasl.existingSecret"),
         ([*INSTALL, "--set", "kafka.tls.certificateKey=tls.crt"], "kafka.tls.existingSecret"),
@@ -241,7 +272,7 @@ def refusals():
         document = policy("refused", "team-a", **{"paths": ["/x"], **spec})
         status, said = kubectl("apply", "-f", "-", text=json.dumps(document), ok=False)
         expect(f"the API server refuses {spec}", status != 0 and words in said, said)
-    return "9 values, 10 policies"
+    return "12 values, 10 policies"
 
 
 def tenancy():
@@ -472,7 +503,7 @@ def pod_security():
     helm("uninstall", "third", "-n", "strict")
 
 
-ALL = [install, capabilities, first_alert, token, changes, config_map, refusals, tenancy, quota, rights, endpoint,
+ALL = [install, capabilities, first_alert, token, changes, recreated, config_map, refusals, tenancy, quota, flood, rights, endpoint,
        refused_rights, upgrade, whole, uninstall, without_crds, pod_security]
 # Few pods are enough there: what differs is the kernel.
 IN_GUEST = [install, capabilities, first_alert, token, whole]

@@ -1,6 +1,8 @@
 //! The API server: how to reach it, how to watch what it holds, and what to say when it does not answer.
 use std::{
+    collections::HashMap,
     fmt::Debug,
+    net::IpAddr,
     path::PathBuf,
     sync::{Mutex, PoisonError},
     time::{Duration, Instant},
@@ -141,8 +143,9 @@ pub fn refuses_streams(why: &watcher::Error) -> bool {
 /// How long a token that was found good is taken for good, and for how long at most if it cannot be asked about.
 const FRESH: Duration = Duration::from_secs(600);
 const USABLE: Duration = Duration::from_secs(3600);
-/// Tokens that are asked about in a second, whoever sends them.
+/// How often a token is asked about that comes from one address, and from how many addresses in that time.
 const ASKED: Duration = Duration::from_secs(1);
+const ASKERS: usize = 10;
 
 /// Who may ask for the state of policies: one service account, by a token that was made for this purpose only.
 pub struct Tokens {
@@ -156,8 +159,8 @@ pub struct Tokens {
 struct Known {
     /// The sum of the one that was found good last, and when.
     good: Option<([u8; 32], Instant)>,
-    /// When one was asked about last.
-    asked: Option<Instant>,
+    /// When one was asked about last, by the address that sent it; the latest only.
+    asked: HashMap<IpAddr, Instant>,
 }
 
 /// What a token must be made for: the API server takes it for nothing else, so a sensor cannot use it elsewhere.
@@ -170,21 +173,23 @@ impl Tokens {
         Self { source, user, known: Mutex::default() }
     }
 
-    /// Whether `token` is one. Asks the API server, not more than once a second, unless it was found good lately.
+    /// Whether `token`, sent by `peer`, is one. Asks the API server unless it was found good lately, once a second for each
+    /// peer: who guesses tokens must not keep the controller's from being looked at.
     ///
     /// # Errors
     /// When the API server cannot be asked now.
-    pub async fn admits(&self, token: &str) -> anyhow::Result<bool> {
+    pub async fn admits(&self, token: &str, peer: IpAddr) -> anyhow::Result<bool> {
         let sum: [u8; 32] = Sha256::digest(token).into();
         let age = {
             let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             let age = known.good.filter(|(good, _)| *good == sum).map(|(_, at)| at.elapsed());
-            let asked_lately = known.asked.is_some_and(|at| at.elapsed() < ASKED);
+            known.asked.retain(|_, at| at.elapsed() < ASKED);
+            let asked_lately = known.asked.contains_key(&peer) || known.asked.len() >= ASKERS;
             if age.is_some_and(|age| age < FRESH || asked_lately && age < USABLE) {
                 return Ok(true);
             }
             anyhow::ensure!(!asked_lately, "too many tokens; try again in a second");
-            known.asked = Some(Instant::now());
+            known.asked.insert(peer, Instant::now());
             age
         };
         let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: Some(vec![AUDIENCE.to_owned()]) };

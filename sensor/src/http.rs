@@ -3,10 +3,10 @@
 //!
 //! Whoever reaches the pod's address can connect: connections are few, short, and few of one address.
 use std::{
-    collections::{HashMap, VecDeque},
+    collections::VecDeque,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -70,8 +70,7 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
     let listener = TcpListener::bind(listen).await.with_context(context)?;
     tracing::info!(%listen, "metrics and health are served");
     let served = Arc::new(served);
-    let mut open: VecDeque<CancellationToken> = VecDeque::new();
-    let peers = Peers::default();
+    let mut open: VecDeque<(IpAddr, CancellationToken)> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
             () = stop.cancelled() => return Ok(()),
@@ -82,40 +81,39 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
             sleep(Duration::from_millis(100)).await;
             continue;
         };
-        let Some(place) = peers.enter(peer.ip()) else { continue };
-        open.retain(|other| !other.is_cancelled());
+        open.retain(|(_, over)| !over.is_cancelled());
         // Whoever is last is answered, and be it at the cost of the first, who has had his time: the kubelet's probes must
-        // get through whatever others keep open.
-        if open.len() >= CONNECTIONS
-            && let Some(first) = open.pop_front()
-        {
-            first.cancel();
+        // get through whatever others keep open, from its own address or another.
+        let own = |(address, _): &(IpAddr, CancellationToken)| *address == peer.ip();
+        if open.iter().filter(|other| own(other)).count() >= OF_ADDRESS {
+            open.iter().find(|other| own(other)).iter().for_each(|(_, over)| over.cancel());
+        } else if open.len() >= CONNECTIONS {
+            open.front().iter().for_each(|(_, over)| over.cancel());
         }
         let (served, over) = (served.clone(), CancellationToken::new());
-        open.push_back(over.clone());
+        open.push_back((peer.ip(), over.clone()));
         tokio::spawn(async move {
             // An error is the peer's: it went away, or did not speak HTTP.
-            let answered = timeout(LIFETIME, connection(stream, served));
+            let answered = timeout(LIFETIME, connection(stream, peer.ip(), served));
             if over.run_until_cancelled(answered).await.is_none() {
                 tracing::debug!(%peer, "a connection has made room for another");
             }
             over.cancel();
-            drop(place);
         });
     }
 }
 
-async fn connection(stream: TcpStream, served: Arc<Served>) {
+async fn connection(stream: TcpStream, peer: IpAddr, served: Arc<Served>) {
     let service = service_fn(move |request| {
         let served = served.clone();
-        async move { Ok::<_, Infallible>(answer(&request, &served).await) }
+        async move { Ok::<_, Infallible>(answer(&request, peer, &served).await) }
     });
     let mut builder = http1::Builder::new();
     builder.timer(TokioTimer::new()).max_buf_size(16 << 10).keep_alive(false);
     builder.serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
-async fn answer(request: &Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, peer: IpAddr, served: &Served) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -123,19 +121,19 @@ async fn answer(request: &Request<Incoming>, served: &Served) -> Response<Full<B
         // Nobody is answered before the hooks are attached and the policies loaded.
         "/healthz" | "/readyz" => plain(StatusCode::OK, "ok"),
         "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::text(&served.metrics)),
-        "/policies" => policies(request, served).await,
+        "/policies" => policies(request, peer, served).await,
         _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /policies"),
     }
 }
 
 /// The state of policies, to whom it may concern: names and reasons of policies are nobody else's business.
-async fn policies(request: &Request<Incoming>, served: &Served) -> Response<Full<Bytes>> {
+async fn policies(request: &Request<Incoming>, peer: IpAddr, served: &Served) -> Response<Full<Bytes>> {
     let header = |name| request.headers().get(name).and_then(|value| value.to_str().ok());
     let token = header(AUTHORIZATION).and_then(|value| value.strip_prefix("Bearer "));
     let (Some(tokens), Some(token)) = (&served.tokens, token) else {
         return plain(StatusCode::UNAUTHORIZED, "a token of the controller's service account is needed");
     };
-    match tokens.admits(token).await {
+    match tokens.admits(token, peer).await {
         Ok(true) => {}
         Ok(false) => return plain(StatusCode::FORBIDDEN, "this is not the controller's token for this purpose"),
         Err(why) => {
@@ -163,39 +161,4 @@ fn body(status: StatusCode, kind: &'static str, text: String) -> Response<Full<B
     *response.status_mut() = status;
     response.headers_mut().insert(CONTENT_TYPE, hyper::header::HeaderValue::from_static(kind));
     response
-}
-
-/// How many connections each address has.
-#[derive(Clone, Default)]
-struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
-
-impl Peers {
-    /// A place for one more of `address`, if it may have it.
-    fn enter(&self, address: IpAddr) -> Option<Place> {
-        let mut peers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = peers.entry(address).or_default();
-        if *count >= OF_ADDRESS {
-            return None;
-        }
-        *count += 1;
-        Some(Place { peers: self.clone(), address })
-    }
-}
-
-/// One connection's place among those of its address, given back when it is dropped.
-struct Place {
-    peers: Peers,
-    address: IpAddr,
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        let mut peers = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = peers.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                peers.remove(&self.address);
-            }
-        }
-    }
 }

@@ -25,13 +25,16 @@ use crate::{
     http::{self, Served},
     metrics::Metrics,
     notice::Notices,
-    policy::{self, Directory, InForce, Judge, Objects, Reference},
+    policy::{self, Directory, InForce, Judge, Objects, Reference, State},
 };
 
 /// How often all sensors are asked when nothing has changed.
 const EVERY: Duration = Duration::from_secs(30);
 /// The first pause after a change: sensors need a moment for it, too.
 const SOON: Duration = Duration::from_millis(700);
+
+/// How long what is known is written before a look at what is new.
+const PASS: Duration = Duration::from_secs(2);
 
 /// What the controller needs to know.
 pub struct Config {
@@ -130,7 +133,10 @@ impl Controller {
         match self.directory.poll() {
             Ok(Some(loaded)) => {
                 loaded.tell(&self.metrics, &self.notices);
-                self.verdicts = loaded.objects.into();
+                let mut verdicts = loaded.objects;
+                // Whoever writes more than there is room for does not have the others wait.
+                verdicts.sort_by_key(|verdict| verdict.state == State::Refused);
+                self.verdicts = verdicts.into();
             }
             Ok(None) => {}
             Err(why) => self.notices.add("controller", "unreadable", 1, why.to_string()),
@@ -148,7 +154,7 @@ impl Controller {
         if !self.writer.begin().await {
             return false;
         }
-        let mut settled = true;
+        let (mut settled, began) = (true, Instant::now());
         for verdict in self.verdicts.iter() {
             let known = self.writer.known(&verdict.reference);
             let status = match reports {
@@ -156,8 +162,10 @@ impl Controller {
                 None => status::accepted(verdict, known),
             };
             settled &= status::is_settled(&status);
-            // The API server is away, or this is not what there is any more: all of it is told anew then.
-            if !self.writer.write(&verdict.reference, status).await || news.has_changed().unwrap_or(true) {
+            // The API server is away, or this is not what there is any more: all of it is told anew then. Not at once, or
+            // somebody who makes news all the time would have nothing told of those behind him.
+            let is_written = self.writer.write(&verdict.reference, status).await;
+            if !is_written || began.elapsed() > PASS && news.has_changed().unwrap_or(true) {
                 return false;
             }
         }

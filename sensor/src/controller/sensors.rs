@@ -47,6 +47,8 @@ pub(super) struct Counts {
     pub(super) programmed: u64,
     /// Nodes on which it cannot be.
     pub(super) failing: u64,
+    /// Of those, on which an earlier generation is.
+    pub(super) stale: u64,
     /// Some of them, and why.
     pub(super) named: Vec<(String, String)>,
 }
@@ -76,6 +78,7 @@ impl Reports {
                 State::Active | State::Suspended => counts.programmed += 1,
                 State::Stale | State::Failed | State::Refused => {
                     counts.failing += 1;
+                    counts.stale += u64::from(policy.state == State::Stale);
                     if counts.named.len() < NAMED {
                         counts.named.push((node.to_owned(), policy.reason.clone()));
                     }

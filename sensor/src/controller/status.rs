@@ -2,7 +2,7 @@
 use serde_json::{Value, json};
 
 use super::sensors::{NAMED, Reports};
-use crate::policy::{InForce, State};
+use crate::policy::{InForce, State, shown};
 
 /// Most characters of a message, and of a reason on a node.
 const MESSAGE: usize = 4000;
@@ -39,12 +39,8 @@ pub(super) fn of(verdict: &InForce, reports: &Reports, known: Option<&Value>) ->
     } else if programmed == sensors {
         condition("Programmed", true, "Programmed", &on)
     } else if !good {
-        condition(
-            "Programmed",
-            false,
-            "NotAccepted",
-            "this generation is not in force; where an earlier one was good, that still is",
-        )
+        let earlier = if counts.stale > 0 { "an earlier one is" } else { "nor is any other" };
+        condition("Programmed", false, "NotAccepted", &format!("this generation is not in force; {earlier}"))
     } else if pending > 0 {
         condition("Programmed", false, "Pending", &format!("{on}; {pending} have not taken it in yet"))
     } else {
@@ -129,7 +125,8 @@ fn now() -> String {
 }
 
 fn cut(text: &str, limit: usize) -> String {
-    text.chars().take(limit).collect()
+    // Terminals show it: an author's text must not move their cursors.
+    shown(text).chars().take(limit).collect()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Policies from a directory of YAML files, read again when it changes.
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::{BTreeMap, HashMap, HashSet},
     fs::{self, File},
     io::{self, Read as _},
     os::unix::fs::MetadataExt as _,
@@ -63,6 +63,14 @@ impl Directory {
     /// Says which policies the API server has besides; the next [`Self::poll`] reads them.
     pub fn set_objects(&mut self, objects: Vec<Object>) {
         self.changed |= objects != self.objects;
+        let uids: HashMap<_, _> =
+            objects.iter().map(|object| (object.reference.key(), &object.reference.uid)).collect();
+        // What another had by that name before is none of its versions.
+        for object in &self.objects {
+            if uids.get(&object.reference.key()).is_some_and(|uid| **uid != object.reference.uid) {
+                self.loader.forget(&object.reference.key());
+            }
+        }
         self.objects = objects;
     }
 

@@ -111,6 +111,11 @@ impl Loader {
         Self { overrides, judge, good: HashMap::new() }
     }
 
+    /// Forgets the last good version of a policy.
+    pub(super) fn forget(&mut self, key: &Key) {
+        self.good.remove(key);
+    }
+
     /// Of two policies of one name, the first is used.
     pub(super) fn load(&mut self, texts: &[Text]) -> Loaded {
         let mut loading = Loading::new(self);

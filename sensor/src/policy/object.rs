@@ -18,8 +18,9 @@ const TENANTS_BYTES: usize = 8 << 20;
 /// Most bytes of one ClusterPathPolicy, and of all.
 const CLUSTER_POLICY_BYTES: usize = 1 << 20;
 const CLUSTER_BYTES: usize = 16 << 20;
-/// Most PathPolicies of which as much as the name is kept.
-const KEPT: usize = 16_384;
+/// Most PathPolicies of which as much as the name is kept, of one namespace and of all.
+const KEPT_OF_NAMESPACE: usize = 4 * NAMESPACE_LIMIT;
+const KEPT: usize = 65_536;
 /// So many are gathered at most before those are let go that there is no room for.
 const GATHERED: usize = 256;
 
@@ -61,7 +62,7 @@ pub struct Object {
     pub generation: i64,
     /// When it was made, in seconds since 1970: the older has the older right.
     pub created: i64,
-    /// Its document as JSON, without what only the API server needs; None if there is no room for it.
+    /// Its document as YAML, without what only the API server needs; None if there is no room for it.
     pub text: Option<Arc<str>>,
     /// Bytes of that text.
     pub size: usize,
@@ -80,20 +81,48 @@ pub struct Objects {
 }
 
 impl Objects {
-    /// Takes in a new object, or a new version; false if it is the same as before.
-    pub fn apply(&mut self, object: Object) -> bool {
-        if self.all.get(&object.reference) == Some(&object) {
-            return false;
-        }
+    /// Whether this very version is there.
+    #[must_use]
+    pub fn has(&self, object: &Object) -> bool {
+        self.all.get(&object.reference) == Some(object)
+    }
+
+    /// Takes in a new object, or a new version.
+    pub fn apply(&mut self, object: Object) {
         self.gather(object);
         self.admit();
-        true
+    }
+
+    /// Makes place for a PathPolicy, at the cost of a younger one of its namespace if that has its share.
+    fn make_place(&mut self, object: &Object) -> bool {
+        let Reference { kind, namespace, .. } = &object.reference;
+        if self.all.contains_key(&object.reference) {
+            return true;
+        }
+        let first =
+            Reference { kind: *kind, namespace: namespace.clone(), name: String::new(), uid: String::new() };
+        let own =
+            self.all.range(first..).take_while(|(other, _)| other.kind == *kind && other.namespace == *namespace);
+        let (count, youngest) = own.fold((0, None), |(count, youngest), (reference, other)| {
+            (count + 1, youngest.max(Some((other.created, reference))))
+        });
+        if count < KEPT_OF_NAMESPACE {
+            return self.all.len() < KEPT;
+        }
+        let Some((created, youngest)) = youngest.map(|(created, youngest)| (created, youngest.clone())) else {
+            return false;
+        };
+        let older = object.created < created;
+        if older {
+            self.all.remove(&youngest);
+            self.beyond += 1;
+        }
+        older
     }
 
     /// The same of one of many: there may be more than there is room for until all are there.
     pub fn gather(&mut self, object: Object) {
-        let tenant = object.reference.kind == Kind::PathPolicy;
-        if tenant && self.all.len() >= KEPT && !self.all.contains_key(&object.reference) {
+        if object.reference.kind == Kind::PathPolicy && !self.make_place(&object) {
             self.beyond += 1;
             return;
         }
@@ -303,16 +332,20 @@ mod tests {
     #[test]
     fn names_without_end_are_not_kept() {
         let mut objects = Objects::default();
-        for n in 0..KEPT {
-            objects.gather(object(&format!("n{n}"), n, 0, 0));
+        for n in (0..20_000).rev() {
+            objects.gather(object("a", n, n as i64, 0));
         }
-        objects.apply(object("z", 0, 0, 1));
-        assert_eq!((objects.len(), objects.beyond), (KEPT, 1));
-        // They take no cluster policy's place.
-        assert!(objects.apply(object("", 1, 0, 1)));
-        assert!(!objects.apply(object("", 1, 0, 1)), "nothing has changed");
-        assert_eq!(objects.len(), KEPT + 1);
-        assert!(objects.delete(&object("n3", 3, 0, 0).reference), "those that are not kept are fetched");
+        assert_eq!((objects.len(), objects.beyond), (KEPT_OF_NAMESPACE, 20_000 - KEPT_OF_NAMESPACE as u64));
+        assert!(objects.in_order().iter().zip(0..).all(|(kept, n)| kept.created == n), "the oldest are kept");
+        // They take nobody else's place.
+        objects.apply(object("z", 0, 30_000, 1));
+        objects.apply(object("", 1, 0, 1));
+        assert_eq!(
+            (objects.len(), refused(&objects).len()),
+            (KEPT_OF_NAMESPACE + 2, KEPT_OF_NAMESPACE - NAMESPACE_LIMIT)
+        );
+        assert!(objects.has(&object("", 1, 0, 1)));
+        assert!(objects.delete(&object("a", 3, 0, 0).reference), "those that are not kept are fetched");
         objects.replace(Kind::PathPolicy, Objects::default());
         assert!(objects.len() == 1 && !objects.is_whole());
         objects.replace(Kind::ClusterPathPolicy, Objects::default());

@@ -1,5 +1,6 @@
 //! Policies that change while the sensor runs.
 use std::{
+    collections::HashMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -86,8 +87,10 @@ pub fn tell_unseen(set: &PolicySet, mode: CaptureMode) {
     }
 }
 
-/// Most diagnostics that one reading writes to the log.
+/// Most diagnostics that one reading writes to the log, and of those most of one policy: one author's must not push out
+/// the others'.
 const TOLD: usize = 50;
+const TOLD_OF_ONE: usize = 3;
 
 impl Loaded {
     /// Makes the state visible: in the log, in `metrics`, and as a notice if a policy is not in force as it stands.
@@ -96,11 +99,21 @@ impl Loaded {
         metrics.policies.set(self.set.policies.len() as u64);
         metrics.policies_stale.set(self.stale.len() as u64);
         metrics.policy_errors.set(errors as u64);
-        for diagnostic in self.diagnostics.iter().take(TOLD) {
-            tracing::warn!("{diagnostic}");
+        let mut of_one: HashMap<_, usize> = HashMap::new();
+        let mut told = 0;
+        for diagnostic in &self.diagnostics {
+            let count = of_one.entry((&diagnostic.file, &diagnostic.policy)).or_default();
+            *count += 1;
+            if *count <= TOLD_OF_ONE && told < TOLD {
+                tracing::warn!("{diagnostic}");
+                told += 1;
+            }
         }
-        if self.diagnostics.len() > TOLD {
-            tracing::warn!("{} more; see `pathwatch policy check`", self.diagnostics.len() - TOLD);
+        if self.diagnostics.len() > told {
+            tracing::warn!(
+                "{} more; see `pathwatch policy check`, or an object's status",
+                self.diagnostics.len() - told
+            );
         }
         for name in &self.stale {
             tracing::warn!(policy = name, "the last good version of this policy stays in force");

@@ -37,7 +37,7 @@ pub fn resource(kind: Kind) -> ApiResource {
     ApiResource::from_gvk_with_plural(&gvk, kind.plural())
 }
 
-/// What is of use of an object of the API server.
+/// What is of use of an object of the API server, as the text that a file would have.
 fn object_of(kind: Kind, object: DynamicObject) -> Object {
     let metadata = object.metadata;
     let (name, namespace) = (metadata.name.unwrap_or_default(), metadata.namespace.unwrap_or_default());
@@ -51,7 +51,8 @@ fn object_of(kind: Kind, object: DynamicObject) -> Object {
     if let (false, Some(metadata)) = (namespace.is_empty(), document.get_mut("metadata")) {
         metadata["namespace"] = json!(namespace);
     }
-    let text = document.to_string();
+    // Not as JSON: to the reader of YAML some of its texts and long names are none.
+    let text = serde_yaml::to_string(&document).unwrap_or_default();
     Object {
         reference: Reference { kind, namespace, name, uid },
         generation: metadata.generation.unwrap_or_default(),
@@ -155,7 +156,14 @@ async fn watch_once(
             }
             // A status that the controller writes is no news.
             Some(Ok(Event::Apply(found))) => {
-                objects.send_if_modified(|all| Arc::make_mut(all).apply(object_of(kind, found)));
+                let object = object_of(kind, found);
+                objects.send_if_modified(|all| {
+                    let news = !all.has(&object);
+                    if news {
+                        Arc::make_mut(all).apply(object);
+                    }
+                    news
+                });
             }
             Some(Ok(Event::Delete(found))) => {
                 let reference = object_of(kind, found).reference;
