@@ -160,6 +160,34 @@ def policy(name, namespace, **spec):
     return {"apiVersion": "pathwatch.dev/v1alpha1", "kind": kind, "metadata": metadata, "spec": spec}
 
 
+# The release under test.
+NS, RELEASE = "pathwatch", "pathwatch"
+INSTALL = ["--set", "cluster.name=e2e", "--set", "kafka.brokers={10.96.0.1:9092}"]
+
+
+def sensor_pod():
+    pods = kubectl("-n", NS, "get", "pods", "-l", "app.kubernetes.io/component=sensor", "-o", "json")
+    return next(found for found in json.loads(pods)["items"] if "deletionTimestamp" not in found["metadata"])
+
+
+def on_node(*command):
+    return cluster("node", *command)
+
+
+def ask(path, *more):
+    """What the sensor answers, and the status in a line of its own."""
+    address = sensor_pod()["status"]["podIP"]
+    if SLOW > 1:
+        # A guest's pods are reached from inside only.
+        return on_node("wget", "-qO-", f"http://{address}:9753{path}")
+    return cluster("inside", "curl", "-sS", "-w", "\n%{http_code}", f"http://{address}:9753{path}", *more)
+
+
+def counter(name, labels):
+    line = next(line for line in ask("/metrics").splitlines() if line.startswith(f"{name}{{{labels}}}"))
+    return float(line.split()[1])
+
+
 class Report:
     """Runs cases in turn, and says how they went in the words that CI counts."""
 

@@ -5,7 +5,6 @@ Against a real API server: the watches of NODES nodes, each as a sensor opens th
 are one process here, with an address each. Prints requests by verb and resource, and memory.
 """
 import asyncio
-import base64
 import hashlib
 import json
 import os
@@ -17,7 +16,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from lab import ROOT, RUN, Failed, Report, apply, cluster, condition, expect, get, kubectl, run, until
+from lab import ROOT, RUN, Failed, Report, apply, condition, expect, get, kubectl, until
 
 API, PORT = "10.96.0.1", 9753
 binary = sys.argv[1]

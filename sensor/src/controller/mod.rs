@@ -156,6 +156,10 @@ impl Controller {
         }
         let (mut settled, began) = (true, Instant::now());
         for verdict in self.verdicts.iter() {
+            // They can wait until the others' sensors have been asked.
+            if reports.is_none() && verdict.state == State::Refused {
+                continue;
+            }
             let known = self.writer.known(&verdict.reference);
             let status = match reports {
                 Some(reports) => status::of(verdict, reports, known),
