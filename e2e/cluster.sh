@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # cluster.sh up native|guest|none   a cluster from nothing: etcd, the control plane, one node (or none), a Kafka broker
+# cluster.sh sweep              removes what tests before it left of pods' cgroups
 # cluster.sh down               ends it and leaves nothing behind, whatever state it is in
 # cluster.sh kubectl|helm ARG...    as its administrator        cluster.sh kafka ARG...   kcat at the broker
 # cluster.sh stop|start kafka    the broker, with all that it holds
@@ -44,6 +45,14 @@ start() {
 # The cgroup hierarchies that processes are sorted in.
 trees() {
   if [ -e /sys/fs/cgroup/cgroup.procs ]; then echo /sys/fs/cgroup; else echo /sys/fs/cgroup/systemd /sys/fs/cgroup/memory; fi
+}
+
+# Removes the cgroups of pods and of our own that no process is in.
+cgroups_gone() {
+  local tree name
+  for tree in /sys/fs/cgroup /sys/fs/cgroup/*; do
+    for name in "$tree/kubepods" "$tree/$NS"; do [ ! -d "$name" ] || find "$name" -depth -type d -exec rmdir {} + 2>/dev/null || true; done
+  done
 }
 
 network() {
@@ -122,7 +131,8 @@ topic() {
 }
 
 native_node() {
-  # `down` ends all pods on this machine, which must be its own.
+  # `down` ends all pods on this machine, which must be its own. Cgroups without processes are other tests' leftovers.
+  cgroups_gone
   if compgen -G '/sys/fs/cgroup/*/kubepods' >/dev/null || [ -e /sys/fs/cgroup/kubepods ]; then
     say "this machine has a kubelet's cgroups already (kubepods); a test's node must not touch them"; return 1
   fi
@@ -182,9 +192,7 @@ down() {
     sleep 0.3
   done
   [ ! -e "$run/sysctls" ] || sysctl -q -p "$run/sysctls" || true
-  for tree in /sys/fs/cgroup /sys/fs/cgroup/*; do
-    for name in "$tree/kubepods" "$tree/$NS"; do [ ! -d "$name" ] || find "$name" -depth -type d -exec rmdir {} + 2>/dev/null || true; done
-  done
+  cgroups_gone
   umount "$run/net" 2>/dev/null || true
   [ ! -e "$run/made" ] || xargs rmdir 2>/dev/null <"$run/made" || true
   rm -rf --one-file-system "$run"
@@ -193,8 +201,9 @@ down() {
 
 command=${1:-}; [ $# -eq 0 ] || shift
 case $command in
-  up) case ${1:-} in native | guest | none) up "$1" ;; *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;; esac ;;
+  up) case ${1:-} in native | guest | none) up "$1" ;; *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 64 ;; esac ;;
   down) down ;;
+  sweep) cgroups_gone ;;
   kubectl) kubectl "$@" ;;
   helm) inside env KUBECONFIG="$pki/admin.conf" HELM_CACHE_HOME="$run/helm" HELM_CONFIG_HOME="$run/helm" HELM_DATA_HOME="$run/helm" "$bin/helm" "$@" ;;
   kafka) inside kcat -b $API:9092 "$@" ;;
@@ -203,5 +212,5 @@ case $command in
   import) import "$@" ;;
   node) node "$@" ;;
   inside) inside "$@" ;;
-  *) sed -n '2,9s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
+  *) sed -n '2,10s/^# \{0,1\}//p' "$0" >&2; exit 64 ;;
 esac

@@ -15,6 +15,7 @@ traces() {
     ls -d /var/lib/kubelet /var/lib/cni /var/lib/pathwatch 2>/dev/null || true
   } | sort
 }
+e2e/cluster.sh sweep
 before=$(traces)
 finish() {
   local status=$?
