@@ -236,7 +236,9 @@ def upgrade():
     new = sensor_pod()
     expect("the new version", new["spec"]["containers"][0]["image"].endswith(":0.1.1"), new["spec"])
     expect("it would have died of perf_event_open", new["status"]["containerStatuses"][0]["restartCount"] == 0, new["status"])
-    apply(pod("late", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    # Again and again: in its first second a sensor has not been told of policy objects yet.
+    again = "while :; do cat /etc/shadow; sleep 1; done"
+    apply(pod("late", "team-a", again))
     time_of_restart = time.time()
     cluster("start", "kafka")
     arrived = lambda name: [record for record in alerts(rule__name="passwords", kubernetes__pod__name=name) if record["event"]["id"] not in before]
@@ -244,7 +246,7 @@ def upgrade():
         until(f"{name}'s alert", lambda: arrived(name), 120)
     helm("rollback", RELEASE, "1", "-n", NS, *WAIT)
     until("the old version", lambda: sensor_pod()["spec"]["containers"][0]["image"].endswith(":0.1.0"))
-    apply(pod("later", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    apply(pod("later", "team-a", again))
     until("later's alert", lambda: arrived("later"), 120)
     return f"the broker was away for {time_of_restart - when(arrived('early')[0]):.0f} s of it"
 
@@ -276,7 +278,7 @@ def uninstall():
     expect("the spool", "spool" in cluster("node", "ls", "/var/lib/pathwatch"))
     expect("policies stay", get("pathpolicies", "passwords", "team-a"))
     helm("install", "second", str(CHART), "-n", "elsewhere", "--create-namespace", *INSTALL, *WAIT)
-    apply(pod("after", "team-a", "cat /etc/shadow; exec sleep 100000"))
+    apply(pod("after", "team-a", "while :; do cat /etc/shadow; sleep 1; done"))
     until("an alert by the second release", lambda: alerts(rule__name="passwords", kubernetes__pod__name="after"), 90)
     changed = RUN / "changed"
     run("cp", "-r", str(CHART), str(changed))

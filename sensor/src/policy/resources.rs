@@ -72,8 +72,8 @@ pub async fn watch_resources(
     objects: watch::Sender<Arc<Objects>>,
     notices: Notices,
 ) -> anyhow::Result<()> {
+    // At once: until they are known they are not in force. Rolling updates spread the sensors' starts.
     let watches = async {
-        sleep(spread()).await;
         let [cluster, tenants] = Kind::ALL.map(|kind| watch_kind(kind, &source, &objects, &notices));
         tokio::join!(cluster, tenants);
     };
