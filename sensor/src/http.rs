@@ -7,7 +7,7 @@ use std::{
     convert::Infallible,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context as _;
@@ -41,6 +41,9 @@ const OF_ADDRESS: usize = 8;
 /// How long a connection may last.
 const LIFETIME: Duration = Duration::from_secs(5);
 
+/// How long the API server may take to tell of its policies; a sensor works without it, too.
+const WAIT: Duration = Duration::from_secs(10);
+
 /// Where to answer, and whom.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -55,10 +58,12 @@ pub struct Config {
 pub struct Served {
     /// Counters.
     pub metrics: Arc<Metrics>,
-    /// What has become of each policy object.
-    pub policies: watch::Receiver<Arc<[InForce]>>,
+    /// What has become of each policy object; None until the API server has told what there is.
+    pub policies: watch::Receiver<Option<Arc<[InForce]>>>,
     /// Who may ask for that, and how to know him; None if nobody may.
     pub tokens: Option<Tokens>,
+    /// When the process began.
+    pub since: Instant,
 }
 
 /// Answers until `stop`.
@@ -118,8 +123,14 @@ async fn answer(request: &Request<Incoming>, peer: IpAddr, served: &Served) -> R
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
     match request.uri().path() {
-        // Nobody is answered before the hooks are attached and the policies loaded.
-        "/healthz" | "/readyz" => plain(StatusCode::OK, "ok"),
+        // Nobody is answered before the hooks are attached and the policies of files loaded.
+        "/healthz" => plain(StatusCode::OK, "ok"),
+        "/readyz" if served.policies.borrow().is_some() || served.since.elapsed() > WAIT => {
+            plain(StatusCode::OK, "ok")
+        }
+        "/readyz" => {
+            plain(StatusCode::SERVICE_UNAVAILABLE, "not yet: the API server has not told of its policies")
+        }
         "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::text(&served.metrics)),
         "/policies" => policies(request, peer, served).await,
         _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /policies"),
@@ -140,7 +151,10 @@ async fn policies(request: &Request<Incoming>, peer: IpAddr, served: &Served) ->
             return plain(StatusCode::SERVICE_UNAVAILABLE, &format!("the token cannot be checked: {why:#}"));
         }
     }
-    let text = serde_json::to_string(&*served.policies.borrow()).unwrap_or_default();
+    let Some(known) = served.policies.borrow().clone() else {
+        return plain(StatusCode::SERVICE_UNAVAILABLE, "the API server has not told of its policies yet");
+    };
+    let text = serde_json::to_string(&known).unwrap_or_default();
     // The same on most nodes: who has read it from one need not read it from another.
     let tag = format!("\"{:x}\"", Sha256::digest(&text));
     let known = header(IF_NONE_MATCH).is_some_and(|known| known == tag);

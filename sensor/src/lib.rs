@@ -18,7 +18,11 @@ pub mod policy;
 pub mod procfs;
 pub mod ship;
 
-use std::{io::Read, sync::Arc, time::Duration};
+use std::{
+    io::Read,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use capture::{Capture, replay::Replay};
 use config::Config;
@@ -68,14 +72,20 @@ pub async fn run(
     loaded.tell(&metrics, &notices);
     let (sets, policies) = watch::channel(loaded.set);
     let (resources, objects) = watch::channel(Arc::default());
-    let (told, in_force) = watch::channel(Arc::from(loaded.objects));
+    let known = (!config.has_policies_of_cluster()).then(|| Arc::from(loaded.objects));
+    let (told, in_force) = watch::channel(known);
     let enriched = start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let alerts = start_matcher(enriched, policies, &common, &mut tasks);
     if let Some(source) = config.policies_of_cluster()? {
         tasks.spawn(policy::watch_resources(source, resources, notices.clone()));
     }
     if let Some(listen) = config.http.listen {
-        let served = Served { metrics: metrics.clone(), policies: in_force, tokens: config.tokens()? };
+        let served = Served {
+            metrics: metrics.clone(),
+            policies: in_force,
+            tokens: config.tokens()?,
+            since: Instant::now(),
+        };
         tasks.spawn(http::serve(listen, served, stop.clone()));
     }
     let readers = Readers { sets, objects: told };

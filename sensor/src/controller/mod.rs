@@ -62,8 +62,8 @@ pub async fn run(config: Config, judge: Judge, stop: CancellationToken) -> anyho
     let (sender, objects) = watch::channel(Arc::default());
     let mut tasks = JoinSet::new();
     if let Some(listen) = config.listen {
-        let (_, policies) = watch::channel(Arc::from([]));
-        let served = Served { metrics: metrics.clone(), policies, tokens: None };
+        let (_, policies) = watch::channel(Some(Arc::from([])));
+        let served = Served { metrics: metrics.clone(), policies, tokens: None, since: std::time::Instant::now() };
         tasks.spawn(http::serve(listen, served, stop.clone()));
     }
     tasks.spawn(policy::watch_resources(source.clone(), sender, notices.clone()));

@@ -93,33 +93,6 @@ impl Objects {
         self.admit();
     }
 
-    /// Makes place for a PathPolicy, at the cost of a younger one of its namespace if that has its share.
-    fn make_place(&mut self, object: &Object) -> bool {
-        let Reference { kind, namespace, .. } = &object.reference;
-        if self.all.contains_key(&object.reference) {
-            return true;
-        }
-        let first =
-            Reference { kind: *kind, namespace: namespace.clone(), name: String::new(), uid: String::new() };
-        let own =
-            self.all.range(first..).take_while(|(other, _)| other.kind == *kind && other.namespace == *namespace);
-        let (count, youngest) = own.fold((0, None), |(count, youngest), (reference, other)| {
-            (count + 1, youngest.max(Some((other.created, reference))))
-        });
-        if count < KEPT_OF_NAMESPACE {
-            return self.all.len() < KEPT;
-        }
-        let Some((created, youngest)) = youngest.map(|(created, youngest)| (created, youngest.clone())) else {
-            return false;
-        };
-        let older = object.created < created;
-        if older {
-            self.all.remove(&youngest);
-            self.beyond += 1;
-        }
-        older
-    }
-
     /// The same of one of many: there may be more than there is room for until all are there.
     pub fn gather(&mut self, object: Object) {
         if object.reference.kind == Kind::PathPolicy && !self.make_place(&object) {
@@ -185,6 +158,33 @@ impl Objects {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
+    }
+
+    /// Makes place for a PathPolicy, at the cost of a younger one of its namespace if that has its share.
+    fn make_place(&mut self, object: &Object) -> bool {
+        let Reference { kind, namespace, .. } = &object.reference;
+        if self.all.contains_key(&object.reference) {
+            return true;
+        }
+        let first =
+            Reference { kind: *kind, namespace: namespace.clone(), name: String::new(), uid: String::new() };
+        let own =
+            self.all.range(first..).take_while(|(other, _)| other.kind == *kind && other.namespace == *namespace);
+        let (count, youngest) = own.fold((0, None), |(count, youngest), (reference, other)| {
+            (count + 1, youngest.max(Some((other.created, reference))))
+        });
+        if count < KEPT_OF_NAMESPACE {
+            return self.all.len() < KEPT;
+        }
+        let Some((created, youngest)) = youngest.map(|(created, youngest)| (created, youngest.clone())) else {
+            return false;
+        };
+        let older = object.created < created;
+        if older {
+            self.all.remove(&youngest);
+            self.beyond += 1;
+        }
+        older
     }
 
     /// Lets in as much as there is room for, the oldest first; true if one is let in whose text is gone.

@@ -24,8 +24,8 @@ const SHARE: u32 = 4;
 pub struct Readers {
     /// To the stages: what is in force.
     pub sets: watch::Sender<Arc<PolicySet>>,
-    /// To whoever asks: what has become of each object.
-    pub objects: watch::Sender<Arc<[InForce]>>,
+    /// To whoever asks: what has become of each object; None until the API server has told what there is.
+    pub objects: watch::Sender<Option<Arc<[InForce]>>>,
 }
 
 /// Looks at `directory`, and at `objects` when they change, until `stop`, and hands every new set to `readers`: a receiver
@@ -54,7 +54,7 @@ pub async fn reload(
             () = sleep(took * SHARE) => {}
         }
         let known = objects.borrow_and_update().clone();
-        let began = Instant::now();
+        let (began, whole) = (Instant::now(), known.is_whole());
         let (back, outcome) = spawn_blocking(move || {
             directory.set_objects(known.in_order());
             let outcome = directory.poll();
@@ -64,12 +64,18 @@ pub async fn reload(
         directory = back;
         took = Duration::ZERO;
         match outcome {
+            // That there are no objects is an answer, too.
+            Ok(None) if whole && readers.objects.borrow().is_none() => {
+                readers.objects.send_replace(Some(Arc::from([])));
+            }
             Ok(None) => {}
             Ok(Some(loaded)) => {
                 took = began.elapsed();
                 loaded.tell(&metrics, &notices);
                 readers.sets.send_replace(loaded.set);
-                readers.objects.send_replace(loaded.objects.into());
+                if whole || readers.objects.borrow().is_some() {
+                    readers.objects.send_replace(Some(loaded.objects.into()));
+                }
             }
             Err(why) => notices.add("policy", "unreadable", 1, format!("{why}; the policies stay as they were")),
         }

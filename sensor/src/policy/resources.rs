@@ -18,12 +18,14 @@ use tokio::{
 
 use super::{Kind, Object, Objects, Reference};
 use crate::{
-    apiserver::{SILENCE, SPREAD, Source, from_cache, refuses_streams, spread, status},
+    apiserver::{SPREAD, Source, from_cache, refuses_streams, spread, status},
     notice::Notices,
 };
 
 /// The first pause after an error.
 const SOON: Duration = Duration::from_millis(500);
+/// The longest: so late a right that was given is noticed.
+const LONGEST: Duration = Duration::from_secs(30);
 /// Longest pause between two looks for a CRD that is not there.
 const ABSENT: Duration = Duration::from_secs(60);
 /// How often objects that were refused are fetched again, at most: whoever makes and deletes them must not have all
@@ -113,7 +115,7 @@ async fn watch_kind(kind: Kind, source: &Source, objects: &watch::Sender<Arc<Obj
             Ended::Failed(why) => {
                 why.iter().for_each(|why| source.tell(notices, kind.plural(), why));
                 // A watch that lasted is begun anew soon.
-                pause = if began.elapsed() > SPREAD * 5 { SOON } else { (pause * 2).min(SILENCE) };
+                pause = if began.elapsed() > SPREAD * 5 { SOON } else { (pause * 2).min(LONGEST) };
                 sleep(pause + spread() / 2).await;
             }
         }
