@@ -28,7 +28,9 @@ fetch() {
   [ -n "$package" ] || { echo "guest: the archive has no package like $pattern" >&2; exit 1; }
   echo "setup: fetching the guest kernel $package" >&2
   work=$dir.new; rm -rf "$work"; mkdir -p "$work"
-  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "$package" && dpkg -x ./*.deb .)
+  # From 7 on the modules are a package of their own.
+  local debs=("$package"); [ "${package#linux-binary-}" = "$package" ] || debs+=("linux-modules-${package#linux-binary-}")
+  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "${debs[@]}" && for deb in ./*.deb; do dpkg -x "$deb" .; done)
   mv "$(find "$work" -name 'vmlinuz*' -type f | head -n 1)" "$work.vmlinuz"
   mkdir -p "$work.modules"
   for module in $MODULES; do

@@ -1,9 +1,8 @@
 //! The wire ABI: what the kernel side writes and the user side reads, nothing else.
 //!
-//! A record of an open or an exec is one [`OpenRecord`], then `path_len` bytes of path, then `requested_len` bytes of the
-//! name the process passed, `cwd_len` of its working directory and `args_len` of its arguments. Paths stand as
-//! components, leaf first: a little-endian `u16` length and that many bytes of name each. A length of zero marks a
-//! crossing from a mount to the mount it sits on. Arguments end with a NUL each.
+//! A record of what was done to a file, or of an exec, is one [`OpenRecord`] and the bytes of its [`Section`]s. Paths
+//! stand as components, leaf first: a little-endian `u16` length and that many bytes of name each. A length of zero
+//! marks a crossing from a mount to the mount it sits on. Arguments end with a NUL each.
 #![no_std]
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -16,13 +15,13 @@ pub const NAME_LIMIT: usize = 4095;
 pub const REQUESTED_LIMIT: usize = 4096;
 /// Most bytes of a program's arguments that are carried.
 pub const ARGS_LIMIT: usize = 4096;
-/// Room for the requested name, the arguments and the path together, in bytes. A path of 4,096 bytes takes 6,144 at the
-/// most, when every component is one byte long; what goes beyond is flagged [`STATUS_TOO_LONG`].
+/// Room for the body, in bytes: a requested name, the arguments or another name, and a path, which of 4,096 bytes takes
+/// 6,144 at the most, when every component is one byte long. What goes beyond is flagged [`STATUS_TOO_LONG`].
 pub const BODY_LEN: usize = REQUESTED_LIMIT + ARGS_LIMIT + 6144 + COMPONENT_LEN + NAME_LIMIT;
 /// Length field in front of each component, in bytes.
 pub const COMPONENT_LEN: usize = 2;
 
-/// The kernel function that reported an open. The number is the index of the hook's own sequence and losses.
+/// What reported something. The number is the index of the hook's own sequence and losses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u16)]
 pub enum Hook {
@@ -30,22 +29,99 @@ pub enum Hook {
     DoFilpOpen = 0,
     /// BTF tracepoint `sys_exit`, where the kernel refuses fexit.
     SysExit = 1,
+    /// Around `do_handle_open`: open_by_handle_at(2).
+    DoHandleOpen = 2,
+    /// Around `do_sys_truncate` (`ksys_truncate` from 7.3): truncate(2).
+    DoSysTruncate = 3,
+    /// Around `do_renameat2` (`filename_renameat2` from 7.3): rename(2) and its kin.
+    DoRenameat2 = 4,
+    /// Around `do_linkat` (`filename_linkat` from 7.3): link(2) and its kin.
+    DoLinkat = 5,
+    /// Around `do_unlinkat` (`filename_unlinkat` from 7.3): unlink(2) and its kin.
+    DoUnlinkat = 6,
+    /// Around `do_rmdir` (`filename_rmdir` from 7.3): rmdir(2) and its kin.
+    DoRmdir = 7,
     /// BTF tracepoint `sched_process_exec`: an [`OpenRecord`] of the program.
-    SchedProcessExec = 2,
+    SchedProcessExec = 8,
     /// BTF tracepoint `sched_process_fork`: a [`ForkRecord`].
-    SchedProcessFork = 3,
+    SchedProcessFork = 9,
     /// BTF tracepoint `sched_process_exit`: a [`RecordHeader`] alone.
-    SchedProcessExit = 4,
+    SchedProcessExit = 10,
     /// BTF tracepoint `cgroup_mkdir`: a [`CgroupRecord`].
-    CgroupMkdir = 5,
+    CgroupMkdir = 11,
     /// BTF tracepoint `cgroup_rmdir`: a [`CgroupRecord`].
-    CgroupRmdir = 6,
+    CgroupRmdir = 12,
 }
 
 /// Number of [`Hook`]s.
-pub const HOOKS: usize = 7;
-/// The first so many of them report opens, the others processes and cgroups.
-pub const OPEN_HOOKS: usize = 2;
+pub const HOOKS: usize = 13;
+/// The first so many of them report what is done to files, the others processes and cgroups.
+pub const OPEN_HOOKS: usize = 8;
+
+/// The programs of a hook. One *around* a call has three: the call's beginning, the place in it where the kernel knows
+/// the file, and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Part {
+    /// The call begins: what was asked for.
+    Entry = 0,
+    /// The file is found.
+    Found = 1,
+    /// The call ends: what came of it. All other hooks consist of this.
+    Exit = 2,
+}
+
+/// Number of [`Part`]s.
+pub const PARTS: usize = 3;
+
+/// What was called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Call {
+    /// Anything that opens a file.
+    Open = 0,
+    /// truncate(2).
+    Truncate = 1,
+    /// rename(2) and its kin.
+    Rename = 2,
+    /// link(2) and its kin.
+    Link = 3,
+    /// unlink(2), rmdir(2) and their kin.
+    Delete = 4,
+}
+
+/// The parts of a record's body. The number is an index into [`OpenRecord::sections`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u16)]
+pub enum Section {
+    /// Components up to the root of the mount namespace.
+    Path = 0,
+    /// Components above the root of the file's mount, up to that of its file system: what a bind mount leaves out.
+    Above = 1,
+    /// The name that the process passed.
+    Requested = 2,
+    /// Components of the other name of a rename or link.
+    Target = 3,
+    /// The other name that the process passed.
+    TargetRequested = 4,
+    /// Components of the working directory; exec only.
+    Cwd = 5,
+    /// The arguments; exec only.
+    Args = 6,
+}
+
+/// Number of [`Section`]s.
+pub const SECTIONS: usize = 7;
+
+/// Where a section stands in the body, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Span {
+    /// Its first byte.
+    pub start: u16,
+    /// How many.
+    pub len: u16,
+}
 
 /// Why the kernel side had to give up a record. The number is an index into the loss counters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,10 +131,12 @@ pub enum Loss {
     RingFull = 0,
     /// No record could be made.
     Unreadable = 1,
+    /// There was no memory in which to keep what a call had asked for until its end. Such a record has no number.
+    NoMemory = 2,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSSES: usize = 2;
+pub const LOSSES: usize = 3;
 
 /// The walk stopped before the root: too deep or too long. The tail of the path is there.
 pub const STATUS_TOO_LONG: u32 = 1 << 0;
@@ -78,14 +156,18 @@ pub const STATUS_FD_REPLACED: u32 = 1 << 6;
 pub const STATUS_REQUESTED_CUT: u32 = 1 << 7;
 /// The requested name was read from user memory after the call, which the process may have changed.
 pub const STATUS_REQUESTED_UNTRUSTED: u32 = 1 << 8;
-/// The path is not the file's but that of the directory which the requested name starts from.
+/// The path is not the file's but that of the directory which the requested name starts from; so is the target.
 pub const STATUS_PATH_IS_BASE: u32 = 1 << 9;
 /// The task's root is not that of its mount namespace.
 pub const STATUS_CHROOT: u32 = 1 << 10;
 /// There were more arguments than [`ARGS_LIMIT`], or they could not be read.
 pub const STATUS_ARGS_CUT: u32 = 1 << 11;
-/// What is said of the path so is said of the working directory when shifted left by so many bits.
-pub const STATUS_CWD_SHIFT: u32 = 16;
+/// Another mount covers the place of the path, or so many things are mounted there that it may.
+pub const STATUS_COVERED: u32 = 1 << 12;
+/// Where the file lives in its file system is too deep below the root of that.
+pub const STATUS_ABOVE_CUT: u32 = 1 << 13;
+/// What is said of the path so is said of the working directory, or of the target, when shifted left by so many bits.
+pub const STATUS_SHIFT: u32 = 16;
 
 /// What every record begins with: which record of which program it is, and who caused it.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -160,7 +242,7 @@ pub struct CgroupRecord {
     pub name: [u8; 256],
 }
 
-/// One open, successful or not; or one exec.
+/// What was done to one file, successfully or not; or one exec.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct OpenRecord {
@@ -174,7 +256,7 @@ pub struct OpenRecord {
     pub inode_mode: u32,
     /// `i_nlink`.
     pub links: u32,
-    /// Flags of open(2), with the kernel's own `__FMODE_EXEC` (0x20) for an exec.
+    /// Flags of the call; of open(2) with the kernel's own `__FMODE_EXEC` (0x20) for an exec.
     pub flags: u32,
     /// `f_mode` of the opened file; `FMODE_CREATED` (0x100000) says that this open created it.
     pub mode: u32,
@@ -182,21 +264,17 @@ pub struct OpenRecord {
     pub result: i32,
     /// `STATUS_*` flags.
     pub status: u32,
-    /// Bytes of path components that follow.
-    pub path_len: u32,
-    /// Bytes of the requested name that follow them.
-    pub requested_len: u32,
-    /// Bytes of path components of the working directory that follow; exec only.
-    pub cwd_len: u32,
-    /// Bytes of arguments that follow; exec only.
-    pub args_len: u32,
+    /// A [`Call`].
+    pub call: u32,
+    /// The body, by [`Section`].
+    pub sections: [Span; SECTIONS],
     /// Explicit padding, zero.
     pub reserved: u32,
 }
 
 const _: () = assert!(size_of::<RecordHeader>() == 136 && align_of::<RecordHeader>() == 8);
 const _: () = assert!(size_of::<ForkRecord>() == 152 && align_of::<ForkRecord>() == 8);
-const _: () = assert!(size_of::<OpenRecord>() == 192 && align_of::<OpenRecord>() == 8);
+const _: () = assert!(size_of::<OpenRecord>() == 208 && align_of::<OpenRecord>() == 8);
 const _: () = assert!(size_of::<CgroupRecord>() == 408 && align_of::<CgroupRecord>() == 8);
 // A value of a per-CPU array cannot exceed PCPU_MIN_UNIT_SIZE (include/linux/percpu.h), 32 KiB.
-const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 8 <= 32 << 10);
+const _: () = assert!(size_of::<OpenRecord>() + BODY_LEN + 256 <= 32 << 10);

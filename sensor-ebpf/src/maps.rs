@@ -1,9 +1,10 @@
 //! Everything that outlives one run of a program.
 use aya_ebpf::{
+    helpers::bpf_get_current_pid_tgid,
     macros::map,
-    maps::{PerCpuArray, RingBuf},
+    maps::{HashMap, PerCpuArray, RingBuf},
 };
-use sensor_ebpf::{HOOKS, Hook, LOSSES as LOSS_REASONS, Loss};
+use sensor_ebpf::{HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part};
 
 use crate::record::Scratch;
 
@@ -20,30 +21,87 @@ static LOSSES: PerCpuArray<u64> = PerCpuArray::with_max_entries((HOOKS * LOSS_RE
 #[map]
 static SEQUENCES: PerCpuArray<u64> = PerCpuArray::with_max_entries(HOOKS as u32, 0);
 
+/// How often each program ran for the sensor itself, by `hook * PARTS + part`.
+#[map]
+static FIRED: PerCpuArray<u64> = PerCpuArray::with_max_entries((HOOKS * PARTS) as u32, 0);
+
 // One scratch a program: programs run with preemption on, and another program may run in the middle of this
 // one on the same CPU. The same program cannot: the kernel skips it (5.12 and later) or disables preemption.
 #[map]
 static SCRATCH_DO_FILP_OPEN: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static SCRATCH_SYS_EXIT: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
-
 #[map]
 static SCRATCH_SCHED_PROCESS_EXEC: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
+/// Most calls that may be under way at a time between the two ends of which something is kept.
+const CALLS: u32 = 1024;
+/// `BPF_F_NO_PREALLOC` of include/uapi/linux/bpf.h: memory is taken when it is needed.
+const NO_PREALLOC: u32 = 1;
+
+/// Records of calls under way, by thread: a thread is in one such call at a time.
+#[map]
+static CALLS_UNDER_WAY: HashMap<u64, Scratch> = HashMap::with_max_entries(CALLS, NO_PREALLOC);
+/// What such a record begins as; nobody writes it. In a register of this size there is no room.
+#[map]
+static EMPTY: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// Memory of this CPU for a record of `hook`.
 pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
     match hook {
         Hook::DoFilpOpen => SCRATCH_DO_FILP_OPEN.get_ptr_mut(0),
         Hook::SysExit => SCRATCH_SYS_EXIT.get_ptr_mut(0),
         Hook::SchedProcessExec => SCRATCH_SCHED_PROCESS_EXEC.get_ptr_mut(0),
+        // Their records are kept from one end of a call to the other.
+        Hook::DoHandleOpen
+        | Hook::DoSysTruncate
+        | Hook::DoRenameat2
+        | Hook::DoLinkat
+        | Hook::DoUnlinkat
+        | Hook::DoRmdir
         // Their records are small, and stand on the stack or in the ring.
-        Hook::SchedProcessFork | Hook::SchedProcessExit | Hook::CgroupMkdir | Hook::CgroupRmdir => None,
+        | Hook::SchedProcessFork
+        | Hook::SchedProcessExit
+        | Hook::CgroupMkdir
+        | Hook::CgroupRmdir => None,
     }
 }
 
-/// Counts a record that was numbered and cannot be handed over.
+/// Memory for the record of the call that this thread begins; None, and counted, if there is none.
+pub(crate) fn begin_call(hook: Hook) -> Option<*mut Scratch> {
+    let thread = bpf_get_current_pid_tgid();
+    let added = EMPTY.get(0).is_some_and(|empty| CALLS_UNDER_WAY.insert(&thread, empty, 0).is_ok());
+    let scratch = if added { call_under_way() } else { None };
+    if scratch.is_none() {
+        count_loss(hook, Loss::NoMemory);
+    }
+    scratch
+}
+
+/// The record of the call that this thread is in.
+pub(crate) fn call_under_way() -> Option<*mut Scratch> {
+    CALLS_UNDER_WAY.get_ptr_mut(&bpf_get_current_pid_tgid())
+}
+
+/// The call is over.
+pub(crate) fn end_call() {
+    // It was there when the caller looked; nobody else takes away what is this thread's.
+    CALLS_UNDER_WAY.remove(&bpf_get_current_pid_tgid()).ok();
+}
+
+/// Counts a record that cannot be handed over.
 pub(crate) fn count_loss(hook: Hook, reason: Loss) {
     let slot = hook as u32 * LOSS_REASONS as u32 + reason as u32;
     if let Some(count) = LOSSES.get_ptr_mut(slot) {
+        // SAFETY: this CPU's slot of this program; nobody else writes it.
+        unsafe { *count += 1 };
+    }
+}
+
+/// Counts a run of a program for the sensor itself.
+pub(crate) fn count_fired(hook: Hook, part: Part) {
+    let slot = hook as u32 * PARTS as u32 + part as u32;
+    if let Some(count) = FIRED.get_ptr_mut(slot) {
         // SAFETY: this CPU's slot of this program; nobody else writes it.
         unsafe { *count += 1 };
     }

@@ -1,21 +1,29 @@
 //! The path walk: from a dentry up to the root of the mount namespace, whatever `chroot` says.
-use sensor_ebpf::{STATUS_CWD_SHIFT, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FOREIGN_MOUNT, STATUS_TOO_LONG};
+use sensor_ebpf::{
+    STATUS_ABOVE_CUT, STATUS_COVERED, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FOREIGN_MOUNT, STATUS_SHIFT,
+    STATUS_TOO_LONG, Section,
+};
 
 use crate::{
     kernel::{
-        DENTRY_D_NAME, DENTRY_D_PARENT, FS_STRUCT_PWD, FS_STRUCT_ROOT, MOUNT_MNT, MOUNT_MNT_MOUNTPOINT,
-        MOUNT_MNT_NS, MOUNT_MNT_PARENT, NSPROXY_MNT_NS, TASK_FS, TASK_NSPROXY, VFSMOUNT_MNT_ROOT, WALK_ROUNDS,
-        constant, is_error, read, read_path,
+        DENTRY_D_FLAGS, DENTRY_D_NAME, DENTRY_D_PARENT, FS_STRUCT_PWD, FS_STRUCT_ROOT, MOUNT_MNT, MOUNT_MNT_CHILD,
+        MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_MOUNTS, MOUNT_MNT_NS, MOUNT_MNT_PARENT, NSPROXY_MNT_NS, TASK_FS,
+        TASK_NSPROXY, VFSMOUNT_MNT_ROOT, WALK_ROUNDS, constant, is_error, read, read_path,
     },
-    record::Builder,
+    record::{Builder, MOUNTED},
     task,
 };
 
-/// Rounds of the walk up from a working directory. Deeper ones are cut and flagged: nothing is decided by them but
-/// where a relative script lies, which is then not known.
-const CWD_ROUNDS: usize = 256;
+/// `(vfsmount, dentry)`: where a walk begins.
+pub(crate) type Place = (u64, u64);
+
+/// Rounds of the walk up from a directory that a name starts from, and of that above a mount's root. Deeper ones are cut
+/// and flagged.
+const SHORT: usize = 192;
 /// Mounts that may lie on each other at `/`: a container's root, on the host's, on the first one.
 const ROOTS: usize = 8;
+/// Mounts on a mount that are looked through for the one that covers a place. Beyond, it counts as covered.
+const CHILDREN: usize = 64;
 
 /// Where the walk stands.
 #[derive(Clone, Copy)]
@@ -28,33 +36,129 @@ struct Cursor {
     dentry: u64,
 }
 
-/// Appends the components of `(vfsmount, dentry)` to the record, leaf first.
+/// How far a walk may go, and what it may cost.
 ///
-/// Two passes of `WALK_ROUNDS` (1,024): together they reach the 2,047 components that a path of 4,096 bytes can
-/// have. Each round may leave three branches for the verifier to come back to; with four it refuses: "The
-/// sequence of 8193 jumps is too complex". So there is no test for a null pointer: what is read through one is
+/// Each round leaves three branches for the verifier to come back to, and with 8,192 of them in a program it refuses:
+/// "The sequence of 8193 jumps is too complex". So there is no test for a null pointer: what is read through one is
 /// zero, and a dentry at zero is its own parent, which ends the walk as disconnected.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Depth {
+    /// Two passes of `WALK_ROUNDS` (1,024): together they reach the 2,047 components that a path of 4,096 bytes can have.
+    Whole,
+    /// One pass, where a second name has to be walked, too.
+    Half,
+}
+
+/// Appends the components of a place to the record, leaf first, and says what is to be known of it.
 #[inline(always)]
-pub(crate) fn put_path(record: Builder, (vfsmount, dentry): (u64, u64)) {
+pub(crate) fn put_path(record: Builder, (vfsmount, dentry): Place, depth: Depth) {
     if vfsmount == 0 {
         // The directory that a failed open starts from was no descriptor.
         return record.flag(STATUS_DISCONNECTED);
     }
     let rounds = constant(&WALK_ROUNDS);
-    let Some(rest) = pass(record, Cursor::new(vfsmount, dentry), rounds, 0) else { return };
-    if pass(record, rest, rounds, 0).is_some() {
+    if let Some(rest) = pass(record, Cursor::new(vfsmount, dentry), rounds, 0)
+        && (depth == Depth::Half || pass(record, rest, rounds, 0).is_some())
+    {
         record.flag(STATUS_TOO_LONG);
     }
+    record.end(Section::Path);
+    flag_covered(record);
 }
 
-/// Appends the components of the task's working directory, in one shorter pass.
+/// Appends the components above the root of the mount that the path is in. A bind mount leaves them out.
+#[inline(always)]
+pub(crate) fn put_above(record: Builder, root: u64) {
+    let rounds = constant(&WALK_ROUNDS).min(SHORT);
+    let mut dentry = root;
+    let mut round = 0;
+    while round < rounds {
+        let parent: u64 = read(dentry, constant(&DENTRY_D_PARENT));
+        if parent == dentry {
+            break;
+        }
+        let name: [u64; 2] = read(dentry, constant(&DENTRY_D_NAME));
+        if !record.put_component(name[1], (name[0] >> 32) as u32) {
+            round = rounds;
+            break;
+        }
+        dentry = parent;
+        round += 1;
+    }
+    if round >= rounds {
+        record.flag(STATUS_ABOVE_CUT);
+    }
+    record.end(Section::Above);
+}
+
+/// Appends the components of a place as the other name of a rename or link, in one pass.
+#[inline(always)]
+pub(crate) fn put_target(record: Builder, (vfsmount, dentry): Place) {
+    put_short(record, (vfsmount, dentry), constant(&WALK_ROUNDS), STATUS_SHIFT);
+    record.end(Section::Target);
+}
+
+/// Appends the components of the directory that a name starts from.
+#[inline(always)]
+pub(crate) fn put_base(record: Builder, place: Place, section: Section) {
+    let shift = if section as u16 == Section::Path as u16 { 0 } else { STATUS_SHIFT };
+    put_short(record, place, constant(&WALK_ROUNDS).min(SHORT), shift);
+    record.end(section);
+}
+
+/// Appends the components of the task's working directory.
 #[inline(always)]
 pub(crate) fn put_cwd(record: Builder) {
     let fs: u64 = read(task::current(), constant(&TASK_FS));
-    let (vfsmount, dentry) = read_path(fs, constant(&FS_STRUCT_PWD));
-    let rounds = constant(&WALK_ROUNDS).min(CWD_ROUNDS);
-    if pass(record, Cursor::new(vfsmount, dentry), rounds, STATUS_CWD_SHIFT).is_some() {
-        record.flag(STATUS_TOO_LONG << STATUS_CWD_SHIFT);
+    put_base(record, read_path(fs, constant(&FS_STRUCT_PWD)), Section::Cwd);
+}
+
+#[inline(always)]
+fn put_short(record: Builder, (vfsmount, dentry): Place, rounds: usize, shift: u32) {
+    if vfsmount == 0 {
+        return record.flag(STATUS_DISCONNECTED << shift);
+    }
+    if pass(record, Cursor::new(vfsmount, dentry), rounds, shift).is_some() {
+        record.flag(STATUS_TOO_LONG << shift);
+    }
+}
+
+/// Root dentry of a mount.
+#[inline(always)]
+pub(crate) fn root_of(vfsmount: u64) -> u64 {
+    read(vfsmount, constant(&VFSMOUNT_MNT_ROOT))
+}
+
+/// Says whether one of the places on the way at which something is mounted, here or in another namespace, is covered
+/// here. The list of a mount's children is read without its lock: one that changes meanwhile may end early.
+#[inline(always)]
+fn flag_covered(record: Builder) {
+    let count = record.mounted() as usize;
+    if count == 0 {
+        return;
+    }
+    if count > MOUNTED {
+        return record.flag(STATUS_COVERED);
+    }
+    for slot in 0..MOUNTED {
+        if slot >= count {
+            break;
+        }
+        let (mount, dentry) = record.place(slot);
+        let head = mount + constant(&MOUNT_MNT_MOUNTS) as u64;
+        let mut child: u64 = read(head, 0);
+        let mut round = 0;
+        while round < CHILDREN {
+            let of = child.wrapping_sub(constant(&MOUNT_MNT_CHILD) as u64);
+            if child == head || read::<u64>(of, constant(&MOUNT_MNT_MOUNTPOINT)) == dentry {
+                break;
+            }
+            child = read(child, 0);
+            round += 1;
+        }
+        if child != head {
+            return record.flag(STATUS_COVERED);
+        }
     }
 }
 
@@ -83,7 +187,7 @@ impl Cursor {
     #[inline(always)]
     fn new(vfsmount: u64, dentry: u64) -> Self {
         let mount = vfsmount.wrapping_sub(constant(&MOUNT_MNT) as u64);
-        Self { mount, root: read(vfsmount, constant(&VFSMOUNT_MNT_ROOT)), dentry }
+        Self { mount, root: root_of(vfsmount), dentry }
     }
 }
 
@@ -93,6 +197,7 @@ fn pass(record: Builder, start: Cursor, rounds: usize, shift: u32) -> Option<Cur
     let Cursor { mut mount, mut root, mut dentry } = start;
     let mut round = 0;
     while round < rounds {
+        record.note_mounted(mount, dentry, read(dentry, constant(&DENTRY_D_FLAGS)));
         if dentry == root {
             let parent: u64 = read(mount, constant(&MOUNT_MNT_PARENT));
             if parent == mount {
@@ -106,6 +211,7 @@ fn pass(record: Builder, start: Cursor, rounds: usize, shift: u32) -> Option<Cur
             dentry = read(mount, constant(&MOUNT_MNT_MOUNTPOINT));
             mount = parent;
             root = read(mount, constant(&MOUNT_MNT) + constant(&VFSMOUNT_MNT_ROOT));
+            record.set_crossed(1);
         } else {
             // struct qstr: hash and length in one word, then the pointer (include/linux/dcache.h).
             let name: [u64; 2] = read(dentry, constant(&DENTRY_D_NAME));

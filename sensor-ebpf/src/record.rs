@@ -4,11 +4,13 @@ use aya_ebpf::helpers::generated::{
 };
 use sensor_ebpf::{
     ARGS_LIMIT, BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_ARGS_CUT,
-    STATUS_REQUESTED_CUT, STATUS_TOO_LONG,
+    STATUS_REQUESTED_CUT, STATUS_TOO_LONG, Section, Span,
 };
 
-use crate::kernel::{read, read_user};
-use crate::maps::{EVENTS, count_loss, next_sequence};
+use crate::{
+    kernel::{read, read_user},
+    maps::{self, EVENTS, count_loss, next_sequence},
+};
 
 /// One record and the place where the next byte of its body goes.
 ///
@@ -19,14 +21,25 @@ pub(crate) struct Scratch {
     record: OpenRecord,
     body: [u8; BODY_LEN],
     position: u32,
+    /// Where the section that is being written began.
+    began: u32,
+    /// The path walk has just crossed from a mount to the one that it sits on.
+    crossed: u32,
+    /// How many dentries on the way have something mounted on them, here or in another namespace.
+    mounted: u32,
+    /// `(mount, dentry)` of the last of them.
+    places: [(u64, u64); MOUNTED],
     kept: Kept,
 }
+
+/// How many dentries with something mounted on them are looked at: a power of two.
+pub(crate) const MOUNTED: usize = 4;
 
 /// What a hook needs again after the walk.
 ///
 /// In registers it would have the verifier walk once for every combination of values that it can tell apart: it
 /// gave up after a million instructions.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct Kept {
     /// `struct file *`; zero when there is none.
@@ -35,6 +48,24 @@ pub(crate) struct Kept {
     pub(crate) name: u64,
     /// What the call returned.
     pub(crate) result: i64,
+    /// Root dentry of the mount that the path is in.
+    pub(crate) root: u64,
+    /// Place of the other name.
+    pub(crate) target: (u64, u64),
+    /// Where the requested name starts from.
+    pub(crate) from: Start,
+    /// Where the other one does.
+    pub(crate) to: Start,
+}
+
+/// Where a requested name starts from.
+#[derive(Clone, Copy, Default)]
+#[repr(C)]
+pub(crate) struct Start {
+    /// The directory's descriptor.
+    pub(crate) dirfd: i32,
+    /// First byte of the name: whether that counts.
+    pub(crate) first: u32,
 }
 
 /// Where a requested name is read from.
@@ -42,62 +73,139 @@ pub(crate) struct Kept {
 pub(crate) enum Source {
     Kernel(u64),
     User(u64),
+    /// User memory that is read another time; zero for none.
+    Later(u64),
 }
 
-/// Borrow of this CPU's scratch of one program, by its parts.
+/// Borrow of a scratch that is this run's alone.
 #[derive(Clone, Copy)]
 pub(crate) struct Builder {
     scratch: *mut Scratch,
-    record: *mut OpenRecord,
-    body: *mut [u8; BODY_LEN],
-    position: *mut u32,
-    kept: *mut Kept,
     hook: Hook,
 }
 
 impl Source {
     /// First byte of the name; zero when it cannot be read.
     #[inline(always)]
-    pub(crate) fn first(self) -> u8 {
+    pub(crate) fn first(self) -> u32 {
         match self {
-            Self::Kernel(from) => read(from, 0),
-            Self::User(from) => read_user(from),
+            Self::Kernel(from) => read::<u8>(from, 0) as u32,
+            Self::User(from) => read_user::<u8>(from) as u32,
+            Self::Later(_) => 0,
         }
     }
 }
 
+/// A field of the scratch that is read and written in memory only: in a register the verifier would know too much of it.
+macro_rules! in_memory {
+    ($($(#[$doc:meta])* $get:ident, $set:ident, $field:ident: $type:ty;)*) => {$(
+        $(#[$doc])*
+        #[inline(always)]
+        pub(crate) fn $get(self) -> $type {
+            // SAFETY: the scratch is this run's; the reference lives as long as the expression.
+            let field = unsafe { &raw const (*self.scratch).$field };
+            // SAFETY: points into the scratch, where any bytes are a value.
+            unsafe { field.read_volatile() }
+        }
+
+        #[inline(always)]
+        pub(crate) fn $set(self, value: $type) {
+            // SAFETY: as above.
+            let field = unsafe { &raw mut (*self.scratch).$field };
+            // SAFETY: as above.
+            unsafe { field.write_volatile(value) };
+        }
+    )*};
+}
+
 impl Builder {
+    in_memory! {
+        /// Where the next byte of the body goes.
+        position, set_position, position: u32;
+        began, set_began, began: u32;
+        /// The walk has just crossed from a mount to the one that it sits on.
+        crossed, set_crossed, crossed: u32;
+        /// How many dentries on the way have something mounted on them.
+        mounted, set_mounted, mounted: u32;
+        /// What was put aside until after the walk.
+        kept, keep, kept: Kept;
+    }
+
     /// An empty record of `hook`, or None without a scratch (which the verifier must see handled).
     #[inline(always)]
     pub(crate) fn new(hook: Hook) -> Option<Self> {
-        let scratch = crate::maps::scratch(hook)?;
-        // SAFETY: the map's value is a Scratch, and this program's alone on this CPU while it runs.
-        let Scratch { record, body, position, kept } = unsafe { &mut *scratch };
-        let new = Self { scratch, record, body, position, kept, hook };
+        let new = Self { scratch: maps::scratch(hook)?, hook };
         new.set_position(0);
-        // SAFETY: `record` points into the scratch; all-zero bytes are a record.
-        unsafe { core::ptr::write_bytes(new.record, 0, 1) };
+        new.set_began(0);
+        new.set_mounted(0);
+        // SAFETY: the record is part of the scratch; all-zero bytes are a record.
+        unsafe { core::ptr::write_bytes(&raw mut (*new.scratch).record, 0, 1) };
         Some(new)
+    }
+
+    /// An empty record for the call that this thread begins.
+    #[inline(always)]
+    pub(crate) fn begin_call(hook: Hook) -> Option<Self> {
+        Some(Self { scratch: maps::begin_call(hook)?, hook })
+    }
+
+    /// The record of the call that this thread is in.
+    #[inline(always)]
+    pub(crate) fn of_call(hook: Hook) -> Option<Self> {
+        Some(Self { scratch: maps::call_under_way()?, hook })
     }
 
     /// The fixed part, to be filled in.
     #[inline(always)]
     pub(crate) fn record(&mut self) -> &mut OpenRecord {
-        // SAFETY: the scratch is this program's own on this CPU, and no caller keeps two such references at a time.
-        unsafe { &mut *self.record }
+        // SAFETY: the scratch is this run's own, and no caller keeps two such references at a time.
+        unsafe { &mut (*self.scratch).record }
     }
 
-    /// Where the next byte of the body goes.
+    /// Address of byte `position` of the body.
     #[inline(always)]
-    pub(crate) fn position(self) -> usize {
-        // SAFETY: points into the scratch; volatile, so that the compiler does not keep it in a register.
-        unsafe { self.position.read_volatile() as usize }
+    fn body(self, position: usize) -> *mut u8 {
+        // SAFETY: the body is part of the scratch.
+        let body = unsafe { &raw mut (*self.scratch).body }.cast::<u8>();
+        // SAFETY: every caller has checked that the position is within it.
+        unsafe { body.add(position) }
     }
 
+    /// What was appended since the last section's end is this section.
     #[inline(always)]
-    fn set_position(self, position: usize) {
-        // SAFETY: as for `position`.
-        unsafe { self.position.write_volatile(position as u32) };
+    pub(crate) fn end(mut self, section: Section) {
+        let (start, end) = (self.began(), self.position());
+        self.record().sections[section as usize] =
+            Span { start: start as u16, len: end.wrapping_sub(start) as u16 };
+        self.set_began(end);
+    }
+
+    /// Remembers the place of a dentry if `flags`, its `d_flags`, say that something may be mounted there; unless the walk
+    /// came from there. Without a branch, of which the walk has none to spare.
+    ///
+    /// `DCACHE_MOUNTED` of include/linux/dcache.h is bit 16 of older kernels, where bit 15 says that the dentry is dead,
+    /// and bit 15 of newer ones, where bit 16 marks automounts.
+    #[inline(always)]
+    pub(crate) fn note_mounted(self, mount: u64, dentry: u64, flags: u32) {
+        let count = self.mounted();
+        let slot = count as usize & (MOUNTED - 1);
+        // SAFETY: the slot is within the array, which is part of the scratch.
+        let place = unsafe { (&raw mut (*self.scratch).places).cast::<(u64, u64)>().add(slot) };
+        // SAFETY: as above.
+        unsafe { place.write_volatile((mount, dentry)) };
+        // One if either bit is set, by a carry: of a comparison the compiler would make a branch.
+        let either = ((flags & 0x1_8000) + 0x1_8000) >> 17;
+        self.set_mounted(count + (either & !self.crossed()));
+        self.set_crossed(0);
+    }
+
+    /// One of the places remembered so.
+    #[inline(always)]
+    pub(crate) fn place(self, slot: usize) -> (u64, u64) {
+        // SAFETY: the slot is within the array, which is part of the scratch.
+        let place = unsafe { (&raw const (*self.scratch).places).cast::<(u64, u64)>().add(slot & (MOUNTED - 1)) };
+        // SAFETY: as above.
+        unsafe { place.read_volatile() }
     }
 
     /// Sets `STATUS_*` flags.
@@ -106,80 +214,56 @@ impl Builder {
         self.record().status |= status;
     }
 
-    /// Puts `kept` aside until after the walk.
+    /// Appends a name that the process passed, as that section.
     #[inline(always)]
-    pub(crate) fn keep(self, kept: Kept) {
-        // SAFETY: points into the scratch.
-        unsafe { self.kept.write_volatile(kept) };
-    }
-
-    /// What was put aside.
-    #[inline(always)]
-    pub(crate) fn kept(self) -> Kept {
-        // SAFETY: points into the scratch, where any bytes are a Kept.
-        unsafe { self.kept.read_volatile() }
-    }
-
-    /// Ends the path and appends the name that the process passed.
-    #[inline(always)]
-    pub(crate) fn put_requested(mut self, source: Source) {
-        let position = self.end_path();
+    pub(crate) fn put_requested(self, source: Source, section: Section) {
+        let position = self.position() as usize;
         if position > BODY_LEN - REQUESTED_LIMIT {
             return self.flag(STATUS_REQUESTED_CUT);
         }
-        // SAFETY: the check above leaves room for the longest name.
-        let to = unsafe { self.body.cast::<u8>().add(position) }.cast();
-        let size = REQUESTED_LIMIT as u32;
+        let (to, size) = (self.body(position).cast(), REQUESTED_LIMIT as u32);
         let copied = match source {
             // SAFETY: `to` has room for REQUESTED_LIMIT bytes; the helper checks the source itself.
             Source::Kernel(from) => unsafe { bpf_probe_read_kernel_str(to, size, from as *const _) },
             // SAFETY: as above.
             Source::User(from) => unsafe { bpf_probe_read_user_str(to, size, from as *const _) },
+            Source::Later(_) => 0,
         };
         // The helper counts the NUL and returns the full size when it had to cut.
         if copied <= 0 || copied >= REQUESTED_LIMIT as i64 {
             self.flag(STATUS_REQUESTED_CUT);
         }
         if copied > 1 && copied <= REQUESTED_LIMIT as i64 {
-            self.record().requested_len = copied as u32 - 1;
-            self.set_position(position + copied as usize - 1);
+            self.set_position(position as u32 + copied as u32 - 1);
         }
-    }
-
-    /// What was appended so far is the path; returns where it ends.
-    #[inline(always)]
-    pub(crate) fn end_path(mut self) -> usize {
-        let position = self.position();
-        self.record().path_len = position as u32;
-        position
+        self.end(section);
     }
 
     /// Appends the arguments of the task: what lies from `start` to `end` of its memory.
     #[inline(always)]
-    pub(crate) fn put_args(mut self, start: u64, end: u64) {
-        let position = self.position();
+    pub(crate) fn put_args(self, start: u64, end: u64) {
+        let position = self.position() as usize;
         let whole = end.wrapping_sub(start);
         let len = whole.min(ARGS_LIMIT as u64) as u32;
         if position > BODY_LEN - ARGS_LIMIT {
             return self.flag(STATUS_ARGS_CUT);
         }
-        // SAFETY: the check above leaves room for the most bytes that are copied.
-        let to = unsafe { self.body.cast::<u8>().add(position) }.cast();
+        let to = self.body(position).cast();
         // SAFETY: `to` has room for ARGS_LIMIT bytes; the helper checks the source itself.
         let failed = unsafe { bpf_probe_read_user(to, len, start as *const _) } != 0;
         if failed || whole > ARGS_LIMIT as u64 {
             self.flag(STATUS_ARGS_CUT);
         }
         if !failed {
-            self.record().args_len = len;
-            self.set_position(position + len as usize);
+            self.set_position(position as u32 + len);
         }
+        self.end(Section::Args);
     }
 
     /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
     #[inline(always)]
     pub(crate) fn put_component(self, name: u64, len: u32) -> bool {
-        let position = self.position();
+        let position = self.position() as usize;
         if position > BODY_LEN - COMPONENT_LEN - NAME_LIMIT {
             return false;
         }
@@ -187,8 +271,8 @@ impl Builder {
         let over = (NAME_LIMIT as u32).wrapping_sub(len) >> 31;
         self.flag(over * STATUS_TOO_LONG);
         let len = (len | over.wrapping_neg()) & NAME_LIMIT as u32;
-        // SAFETY: the check above leaves room for a length and the longest name.
-        let at = unsafe { self.body.cast::<u8>().add(position) };
+        // The check above leaves room for a length and the longest name.
+        let at = self.body(position);
         let [low, high] = (len as u16).to_le_bytes();
         // SAFETY: two bytes of that room, written singly because the position has no alignment.
         unsafe { at.write_volatile(low) };
@@ -200,14 +284,14 @@ impl Builder {
         let to = unsafe { at.add(COMPONENT_LEN) };
         // SAFETY: the rest of that room holds NAME_LIMIT bytes, and `len` is at most that.
         unsafe { bpf_probe_read_kernel(to.cast(), len, name as *const _) };
-        self.set_position(position + COMPONENT_LEN + len as usize);
+        self.set_position(position as u32 + COMPONENT_LEN as u32 + len);
         true
     }
 
     /// Numbers the record and hands it to the ring; a refusal is counted.
     #[inline(always)]
     pub(crate) fn submit(mut self) {
-        let body = self.position();
+        let body = self.position() as usize;
         // The mask tells the verifier a bound that survives the addition.
         let len = size_of::<OpenRecord>() + (body & 0x7fff);
         self.record().header.sequence = next_sequence(self.hook);

@@ -1,23 +1,42 @@
 //! Who is running.
-use aya_ebpf::helpers::{
-    bpf_get_current_cgroup_id, bpf_get_current_pid_tgid, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
-    generated::{bpf_get_current_comm, bpf_get_current_task},
-};
+use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, generated::bpf_get_current_task};
 use sensor_ebpf::{Hook, RecordHeader};
 
 use crate::kernel::{
-    CGROUP_CONTROLLER, CRED_UID, CRED_USER_NS, CSS_CGROUP, CSS_SET_SUBSYS, FILE_F_INODE, INODE_I_INO, INODE_I_SB,
-    MM_EXE_FILE, MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, PID_LEVEL, PID_NAMESPACE_NS, PID_NUMBERS,
-    PROC_LEVEL, PROC_PID_NS, SUPER_BLOCK_S_DEV, TASK_CGROUPS, TASK_CRED, TASK_GROUP_LEADER, TASK_LOGINUID,
-    TASK_MM, TASK_NSPROXY, TASK_START_BOOTTIME, TASK_THREAD_PID, UPID_NR, UPID_NS, USER_NAMESPACE_NS, cgroup_id,
-    constant, read,
+    CGROUP_CONTROLLER, CRED_UID, CRED_USER_NS, CSS_CGROUP, CSS_SET_DFL_CGRP, CSS_SET_SUBSYS, FILE_F_INODE,
+    INODE_I_INO, INODE_I_SB, IO_KIOCB_TASK, IO_KIOCB_WORK, IO_WORKER_CUR_WORK, KTHREAD_DATA, MM_EXE_FILE,
+    MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, PID_LEVEL, PID_NAMESPACE_NS, PID_NUMBERS, PROC_LEVEL,
+    PROC_PID_NS, SUPER_BLOCK_S_DEV, TASK_CGROUPS, TASK_COMM, TASK_CRED, TASK_FLAGS, TASK_GROUP_LEADER,
+    TASK_LOGINUID, TASK_MM, TASK_NSPROXY, TASK_PID, TASK_SET_CHILD_TID, TASK_START_BOOTTIME, TASK_TGID,
+    TASK_THREAD_PID, UPID_NR, UPID_NS, USER_NAMESPACE_NS, cgroup_id, constant, read,
 };
+
+/// Bits of `task_struct.flags` (include/linux/sched.h): a worker of io_uring; a thread of the kernel.
+const PF_IO_WORKER: u32 = 0x10;
+const PF_KTHREAD: u32 = 0x20_0000;
 
 /// Address of the current `struct task_struct`.
 #[inline(always)]
 pub(crate) fn current() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_current_task() }
+}
+
+/// Address of the `struct task_struct` on whose behalf the current one works.
+///
+/// Workers of io_uring are threads of their process from 5.12 on. Before, they are threads of the kernel, and which
+/// request they work on is told by what they were made with: to_kthread() of kernel/kthread.c keeps that where a process
+/// has the address of its thread id.
+#[inline(always)]
+fn subject(current: u64, flags: u32) -> u64 {
+    if flags & (PF_IO_WORKER | PF_KTHREAD) != PF_IO_WORKER | PF_KTHREAD || constant(&IO_KIOCB_TASK) == 0 {
+        return current;
+    }
+    let kthread: u64 = read(current, constant(&TASK_SET_CHILD_TID));
+    let worker: u64 = read(kthread, constant(&KTHREAD_DATA));
+    let work: u64 = read(worker, constant(&IO_WORKER_CUR_WORK));
+    let task: u64 = read(work.wrapping_sub(constant(&IO_KIOCB_WORK) as u64), constant(&IO_KIOCB_TASK));
+    if task == 0 { current } else { task }
 }
 
 /// Fills all of the header but the sequence number.
@@ -28,35 +47,36 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: as above.
     header.cpu = unsafe { bpf_get_smp_processor_id() };
-    header.cgroup_id = current_cgroup_id();
-    let leader: u64 = read(current(), constant(&TASK_GROUP_LEADER));
+    let flags: u32 = read(current(), constant(&TASK_FLAGS));
+    let task = subject(current(), flags);
+    header.cgroup_id = cgroup_of(task);
+    let leader: u64 = read(task, constant(&TASK_GROUP_LEADER));
     header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
-    number(header, leader);
-    let cred: u64 = read(current(), constant(&TASK_CRED));
+    number(header, task, leader);
+    let cred: u64 = read(task, constant(&TASK_CRED));
     header.ids = read(cred, constant(&CRED_UID));
     let user_ns: u64 = read(cred, constant(&CRED_USER_NS));
     header.user_ns = inode_of_namespace(user_ns, constant(&USER_NAMESPACE_NS));
     // A kernel without auditing has no such member.
-    header.login_uid =
-        if constant(&TASK_LOGINUID) == 0 { u32::MAX } else { read(current(), constant(&TASK_LOGINUID)) };
-    let mm: u64 = read(current(), constant(&TASK_MM));
+    header.login_uid = if constant(&TASK_LOGINUID) == 0 { u32::MAX } else { read(task, constant(&TASK_LOGINUID)) };
+    let mm: u64 = read(task, constant(&TASK_MM));
     let exe: u64 = read(mm, constant(&MM_EXE_FILE));
     let inode: u64 = read(exe, constant(&FILE_F_INODE));
     header.exe_inode = read(inode, constant(&INODE_I_INO));
     let superblock: u64 = read(inode, constant(&INODE_I_SB));
     header.exe_device = read(superblock, constant(&SUPER_BLOCK_S_DEV));
-    let nsproxy: u64 = read(current(), constant(&TASK_NSPROXY));
+    let nsproxy: u64 = read(task, constant(&TASK_NSPROXY));
     let mount_ns: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
     header.mount_ns = inode_of_namespace(mount_ns, constant(&MNT_NAMESPACE_NS));
-    // SAFETY: the helper writes at most the size that it is given.
-    unsafe { bpf_get_current_comm(header.comm.as_mut_ptr().cast(), size_of_val(&header.comm) as u32) };
+    // A worker is called iou-wrk; what it works for has a name.
+    let named = if flags & PF_IO_WORKER != 0 { leader } else { task };
+    header.comm = read(named, constant(&TASK_COMM));
 }
 
 /// Process and thread id in each numbering.
 #[inline(always)]
-fn number(header: &mut RecordHeader, leader: u64) {
-    let pid_tgid = bpf_get_current_pid_tgid();
-    header.initial_tgid = (pid_tgid >> 32) as u32;
+fn number(header: &mut RecordHeader, task: u64, leader: u64) {
+    header.initial_tgid = read(task, constant(&TASK_TGID));
     let pid: u64 = read(leader, constant(&TASK_THREAD_PID));
     let level: u32 = read(pid, constant(&PID_LEVEL));
     let (own, namespace) = upid(pid, level as usize);
@@ -64,9 +84,9 @@ fn number(header: &mut RecordHeader, leader: u64) {
     header.pid_ns = inode_of_namespace(namespace, constant(&PID_NAMESPACE_NS));
     if constant(&PROC_LEVEL) == 0 {
         header.tgid = header.initial_tgid;
-        header.pid = pid_tgid as u32;
+        header.pid = read(task, constant(&TASK_PID));
     } else {
-        let thread: u64 = read(current(), constant(&TASK_THREAD_PID));
+        let thread: u64 = read(task, constant(&TASK_THREAD_PID));
         header.tgid = in_proc(pid);
         header.pid = in_proc(thread);
     }
@@ -95,16 +115,15 @@ fn inode_of_namespace(namespace: u64, common: usize) -> u32 {
     read(namespace, common + constant(&NS_COMMON_INUM))
 }
 
-/// Id of the current task's cgroup in the hierarchy that tells containers apart.
+/// Id of the task's cgroup in the hierarchy that tells containers apart.
 #[inline(always)]
-fn current_cgroup_id() -> u64 {
+fn cgroup_of(task: u64) -> u64 {
+    let set: u64 = read(task, constant(&TASK_CGROUPS));
     let controller = constant(&CGROUP_CONTROLLER);
     if controller == 0 {
-        // SAFETY: the helper has no preconditions.
-        return unsafe { bpf_get_current_cgroup_id() };
+        return cgroup_id(read(set, constant(&CSS_SET_DFL_CGRP)));
     }
     // task_css() of include/linux/cgroup.h.
-    let set: u64 = read(current(), constant(&TASK_CGROUPS));
     let state: u64 = read(set, constant(&CSS_SET_SUBSYS) + (controller - 1) * size_of::<u64>());
     cgroup_id(read(state, constant(&CSS_CGROUP)))
 }

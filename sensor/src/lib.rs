@@ -175,7 +175,7 @@ fn start_capture_and_enrich(
     let hierarchy = Hierarchy::find(&config.enrich.cgroups)?;
     procfs::mounted_at(&config.enrich.proc, &hierarchy);
     let (capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
-    policy::tell_unseen(&policies.borrow(), capture.mode());
+    policy::tell_unseen(&policies.borrow(), capture.mode(), capture.unseen());
     let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;
     let inputs = Inputs { observations: events, pods };
     let (enrich, Outputs { enriched, .. }) =

@@ -1,20 +1,25 @@
 //! Every open with its outcome, on kernels that allow fexit.
 use aya_ebpf::{EbpfContext as _, macros::fexit, programs::FExitContext};
-use sensor_ebpf::Hook;
+use sensor_ebpf::{Call, Hook, Part, Section};
 
-use super::open::{base, begin, put_file};
+use super::open::{base, begin, flag_chroot, put_file};
 use crate::{
     filter,
-    kernel::{FILENAME_NAME, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
-    path::put_path,
-    record::{Kept, Source},
+    kernel::{FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
+    path::{Depth, put_above, put_path, root_of},
+    record::{Kept, Source, Start},
 };
+
+/// -EAGAIN (include/uapi/asm-generic/errno-base.h).
+const AGAIN: i32 = -11;
+/// O_CREAT (include/uapi/asm-generic/fcntl.h).
+const CREAT: u32 = 0o100;
 
 // match-proto: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
 // match-proto: struct file *do_file_open(int dfd, struct filename *pathname, const struct open_flags *op)
 #[fexit(function = "do_filp_open")]
 fn do_filp_open(ctx: FExitContext) -> i32 {
-    if filter::wanted() {
+    if filter::wanted(Hook::DoFilpOpen, Part::Exit) {
         try_do_filp_open(&ctx);
     }
     0
@@ -30,18 +35,36 @@ fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
     let file: u64 = read(ctx.as_ptr() as u64, 3 * size_of::<u64>());
     let flags: u32 = read(open_flags, constant(&OPEN_FLAGS_OPEN_FLAG));
     let result = if is_error(file) { file as i32 } else { 0 };
-    let mut record = begin(Hook::DoFilpOpen, flags, result)?;
+    if result == AGAIN && is_cached_only(flags, read(open_flags, constant(&OPEN_FLAGS_LOOKUP_FLAGS))) {
+        return None;
+    }
+    let mut record = begin(Hook::DoFilpOpen, Call::Open, flags, result)?;
+    flag_chroot(record);
     let name: u64 = read(filename, constant(&FILENAME_NAME));
-    let place =
-        if result == 0 { put_file(&mut record, file) } else { base(&mut record, Source::Kernel(name), dirfd) };
-    record.keep(Kept { file, name, result: i64::from(result) });
-    put_path(record, place);
-    record.end_path();
-    let Kept { name, result, .. } = record.kept();
-    if result != 0 {
+    let place = if result == 0 {
+        put_file(&mut record, file)
+    } else {
+        base(record, Start { dirfd, first: Source::Kernel(name).first() })
+    };
+    record.keep(Kept { name, root: root_of(place.0), result: i64::from(result), ..Kept::default() });
+    put_path(record, place, Depth::Whole);
+    let Kept { name, root, result, .. } = record.kept();
+    if result == 0 {
+        put_above(record, root);
+    } else {
         // The kernel's own copy: the process cannot change it any more.
-        record.put_requested(Source::Kernel(name));
+        record.put_requested(Source::Kernel(name), Section::Requested);
     }
     record.submit();
     Some(())
+}
+
+/// Whether the lookup was to end where it would have had to wait. io_uring tries so first and then has a worker do it;
+/// openat2(2) with RESOLVE_CACHED says the same to the process, which has got nothing.
+///
+/// `LOOKUP_CACHED` of include/linux/namei.h is 0x200000 of older kernels and BIT(9) of newer ones; with the older, that
+/// bit is `LOOKUP_CREATE`, which goes with O_CREAT. An open that may create is never tried so.
+#[inline(always)]
+fn is_cached_only(flags: u32, lookup: u32) -> bool {
+    lookup & 0x20_0000 != 0 || lookup & 0x200 != 0 && flags & CREAT == 0
 }

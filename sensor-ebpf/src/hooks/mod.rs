@@ -1,4 +1,5 @@
 //! One file a hook family: the attach point, and what it makes of its arguments.
+mod call;
 mod cgroup;
 mod filp_open;
 mod open;

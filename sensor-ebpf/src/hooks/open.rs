@@ -1,14 +1,15 @@
 //! What all hooks make of an open file, and of an open that failed.
-use sensor_ebpf::{Hook, Loss, STATUS_DELETED, STATUS_PATH_IS_BASE};
+use sensor_ebpf::{Call, Hook, Loss, STATUS_CHROOT, STATUS_DELETED, STATUS_PATH_IS_BASE};
 
 use crate::{
     kernel::{
-        DENTRY_D_HASH, DENTRY_D_PARENT, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_F_INODE, FILE_F_MODE, FILE_F_PATH,
-        FILES_STRUCT_FDT, FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB,
-        SUPER_BLOCK_S_DEV, TASK_FILES, TASK_FS, constant, read, read_path,
+        DENTRY_D_HASH, DENTRY_D_INODE, DENTRY_D_PARENT, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_F_INODE, FILE_F_MODE,
+        FILE_F_PATH, FILES_STRUCT_FDT, FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE, INODE_I_NLINK,
+        INODE_I_SB, SUPER_BLOCK_S_DEV, TASK_FILES, TASK_FS, constant, read, read_path,
     },
     maps::{count_loss, next_sequence},
-    record::{Builder, Source},
+    path::{Place, is_chrooted},
+    record::{Builder, Start},
     task,
 };
 
@@ -17,29 +18,45 @@ pub(super) const AT_FDCWD: i32 = -100;
 
 /// Starts a record and says who caused it.
 #[inline(always)]
-pub(super) fn begin(hook: Hook, flags: u32, result: i32) -> Option<Builder> {
+pub(super) fn begin(hook: Hook, call: Call, flags: u32, result: i32) -> Option<Builder> {
     let Some(mut record) = Builder::new(hook) else {
         next_sequence(hook);
         count_loss(hook, Loss::Unreadable);
         return None;
     };
     task::describe(&mut record.record().header, hook);
-    record.record().flags = flags;
-    record.record().result = result;
+    let fields = record.record();
+    (fields.call, fields.flags, fields.result) = (call as u32, flags, result);
     Some(record)
 }
 
-/// `(vfsmount, dentry)`: where the walk of a record's path begins.
-pub(super) type Place = (u64, u64);
+/// Says whether the task has another root directory than its mount namespace.
+#[inline(always)]
+pub(super) fn flag_chroot(record: Builder) {
+    if is_chrooted() {
+        record.flag(STATUS_CHROOT);
+    }
+}
 
-/// Adds what `file` is; returns where it stands.
+/// Adds what `file`, a `struct file *`, is; returns where it stands.
 #[inline(always)]
 pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
-    let (vfsmount, dentry) = read_path(file, constant(&FILE_F_PATH));
-    let inode: u64 = read(file, constant(&FILE_F_INODE));
+    let place = read_path(file, constant(&FILE_F_PATH));
+    record.record().mode = read(file, constant(&FILE_F_MODE));
+    put_inode(record, read(file, constant(&FILE_F_INODE)), place.1);
+    place
+}
+
+/// Adds what the file of `dentry` is.
+#[inline(always)]
+pub(super) fn put_dentry(record: &mut Builder, dentry: u64) {
+    put_inode(record, read(dentry, constant(&DENTRY_D_INODE)), dentry);
+}
+
+#[inline(always)]
+fn put_inode(record: &mut Builder, inode: u64, dentry: u64) {
     let superblock: u64 = read(inode, constant(&INODE_I_SB));
     let fields = record.record();
-    fields.mode = read(file, constant(&FILE_F_MODE));
     fields.inode = read(inode, constant(&INODE_I_INO));
     fields.inode_mode = read::<u16>(inode, constant(&INODE_I_MODE)) as u32;
     fields.links = read(inode, constant(&INODE_I_NLINK));
@@ -51,16 +68,15 @@ pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
     if no_links || pprev == 0 && parent != dentry {
         record.flag(STATUS_DELETED);
     }
-    (vfsmount, dentry)
 }
 
 /// Where a requested name starts from: the task's root for an absolute name, else its working directory or the
 /// directory behind `dirfd`.
 #[inline(always)]
-pub(super) fn base(record: &mut Builder, source: Source, dirfd: i32) -> Place {
+pub(super) fn base(record: Builder, Start { dirfd, first }: Start) -> Place {
     record.flag(STATUS_PATH_IS_BASE);
     let fs: u64 = read(task::current(), constant(&TASK_FS));
-    if source.first() == b'/' {
+    if first == b'/' as u32 {
         read_path(fs, constant(&FS_STRUCT_ROOT))
     } else if dirfd == AT_FDCWD {
         read_path(fs, constant(&FS_STRUCT_PWD))

@@ -2,10 +2,10 @@
 //!
 //! Exceptions depend on it, and /proc tells nothing of a process that has ended.
 use aya_ebpf::{macros::btf_tracepoint, programs::BtfTracePointContext};
-use sensor_ebpf::{ForkRecord, Hook, Loss, RecordHeader, STATUS_CHROOT};
+use sensor_ebpf::{Call, ForkRecord, Hook, Loss, Part, RecordHeader, Section};
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use super::open::{begin, put_file};
+use super::open::{begin, flag_chroot, put_file};
 use crate::{
     filter,
     kernel::{
@@ -13,7 +13,7 @@ use crate::{
         TASK_GROUP_LEADER, TASK_MM, TASK_SIGNAL, TASK_START_BOOTTIME, TASK_TGID, TASK_THREAD_PID, constant, read,
     },
     maps::{EVENTS, count_loss, next_sequence},
-    path::{is_chrooted, put_cwd, put_path},
+    path::{Depth, put_cwd, put_path},
     record::{Builder, Kept, Source},
     task,
 };
@@ -21,7 +21,7 @@ use crate::{
 // match-proto: void sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted() {
+    if filter::wanted(Hook::SchedProcessExec, Part::Exit) {
         try_sched_process_exec(&ctx);
     }
     0
@@ -30,15 +30,12 @@ fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[inline(always)]
 fn try_sched_process_exec(ctx: &BtfTracePointContext) -> Option<()> {
     let bprm: u64 = ctx.arg(2);
-    let mut record = begin(Hook::SchedProcessExec, 0, 0)?;
+    let mut record = begin(Hook::SchedProcessExec, Call::Open, 0, 0)?;
     // What runs from here on; of a script, its interpreter.
     let place = put_file(&mut record, read(bprm, constant(&BINPRM_FILE)));
-    if is_chrooted() {
-        record.flag(STATUS_CHROOT);
-    }
-    record.keep(Kept { file: bprm, name: 0, result: 0 });
-    put_path(record, place);
-    record.end_path();
+    flag_chroot(record);
+    record.keep(Kept { file: bprm, ..Kept::default() });
+    put_path(record, place, Depth::Whole);
     add_details(record);
     record.submit();
     Some(())
@@ -46,16 +43,14 @@ fn try_sched_process_exec(ctx: &BtfTracePointContext) -> Option<()> {
 
 /// After the walk: of a script its name, and the working directory and the arguments, before the program can change them.
 #[inline(always)]
-fn add_details(mut record: Builder) {
+fn add_details(record: Builder) {
     let bprm = record.kept().file;
     // An interpreter was put in the place of what was asked for (bprm_change_interp(), fs/exec.c).
     let filename: u64 = read(bprm, constant(&BINPRM_FILENAME));
     if filename != read::<u64>(bprm, constant(&BINPRM_INTERP)) {
-        record.put_requested(Source::Kernel(filename));
+        record.put_requested(Source::Kernel(filename), Section::Requested);
     }
-    let before = record.position();
     put_cwd(record);
-    record.record().cwd_len = (record.position() - before) as u32;
     let mm: u64 = read(task::current(), constant(&TASK_MM));
     record.put_args(read(mm, constant(&MM_ARG_START)), read(mm, constant(&MM_ARG_END)));
 }
@@ -63,7 +58,7 @@ fn add_details(mut record: Builder) {
 // match-proto: void sched_process_fork(struct task_struct *parent, struct task_struct *child)
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted() {
+    if filter::wanted(Hook::SchedProcessFork, Part::Exit) {
         try_sched_process_fork(&ctx);
     }
     0

@@ -45,6 +45,7 @@ const STRUCT: u32 = 4;
 const UNION: u32 = 5;
 const ENUM: u32 = 6;
 const FUNC: u32 = 12;
+const FUNC_PROTO: u32 = 13;
 
 impl Type {
     fn kind(self) -> u32 {
@@ -58,8 +59,8 @@ impl Type {
             1 | 14 | 17 => 4,                       // INT, VAR, DECL_TAG
             3 => 12,                                // ARRAY
             STRUCT | UNION | 15 | 19 => 12 * count, // DATASEC, ENUM64
-            ENUM | 13 => 8 * count,                 // FUNC_PROTO too
-            2 | 7..=12 | 16 | 18 => 0,              // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
+            ENUM | FUNC_PROTO => 8 * count,
+            2 | 7..=12 | 16 | 18 => 0, // pointers, modifiers, FWD, TYPEDEF, FUNC, FLOAT, TYPE_TAG
             _ => return None,
         })
     }
@@ -106,9 +107,46 @@ impl Types {
         rest.split(|byte| *byte == 0).next().unwrap_or_default()
     }
 
-    /// True if the kernel has a function of that name.
-    pub(super) fn has_function(&self, name: &str) -> bool {
-        self.types.iter().any(|(t, _)| t.kind() == FUNC && self.name(t.name) == name.as_bytes())
+    /// The prototype of a function as C writes it, if the kernel has one of that name.
+    pub(super) fn prototype(&self, name: &str) -> Option<String> {
+        let is_it = |(t, _): &&(Type, usize)| t.kind() == FUNC && self.name(t.name) == name.as_bytes();
+        let (function, _) = self.types.iter().find(is_it)?;
+        let (proto, at) = *self.types.get(function.size_or_type as usize)?;
+        let parameters = self.raw.get(at..at + proto.trailing()?)?.chunks_exact(8).map(|chunk| {
+            // `struct btf_param`: name and type.
+            let [name, kind] = <[u32; 2]>::read_from_bytes(chunk).ok()?;
+            Some(declare(self.type_name(kind, 0)?, &String::from_utf8_lossy(self.name(name))))
+        });
+        let parameters = parameters.collect::<Option<Vec<_>>>()?.join(", ");
+        (proto.kind() == FUNC_PROTO)
+            .then(|| Some(format!("{}({parameters})", declare(self.type_name(proto.size_or_type, 0)?, name))))?
+    }
+
+    /// A type as C writes it.
+    fn type_name(&self, id: u32, depth: u32) -> Option<String> {
+        // Deeper than any type is; a loop in a damaged BTF must end.
+        if depth > 16 {
+            return None;
+        }
+        if id == 0 {
+            return Some("void".to_owned());
+        }
+        let (found, _) = self.types.get(id as usize)?;
+        let inner = || self.type_name(found.size_or_type, depth + 1);
+        let name = String::from_utf8_lossy(self.name(found.name));
+        Some(match found.kind() {
+            2 => declare(inner()?, "*"),
+            // Some compilers say it twice.
+            10 => {
+                inner().map(|inner| if inner.starts_with("const ") { inner } else { format!("const {inner}") })?
+            }
+            9 | 11 | 18 => inner()?,
+            STRUCT | 7 => format!("struct {name}"),
+            UNION => format!("union {name}"),
+            ENUM | 19 => format!("enum {name}"),
+            _ if name == "long int" => "long".to_owned(),
+            _ => name.into_owned(),
+        })
     }
 
     /// Offset in bytes of the first of `members` that `structure` has, looking into unnamed members too.
@@ -150,19 +188,27 @@ impl Types {
     }
 }
 
+/// `int x`, but `int *x`.
+fn declare(kind: String, name: &str) -> String {
+    if kind.ends_with('*') { kind + name } else { format!("{kind} {name}") }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     /// A little BTF: struct s { int a; union { int b; int c; }; } with offsets 0, 8, 8 bytes.
     fn sample() -> Vec<u8> {
-        let strings = b"\0s\0a\0b\0c\0do_it\0e\0";
+        let strings = b"\0s\0a\0b\0c\0do_it\0e\0int\0";
         let word = |w: &[u32]| w.iter().flat_map(|w| w.to_le_bytes()).collect::<Vec<u8>>();
-        let mut types = word(&[0, 1 << 24, 4, 32]); // 1: INT
+        let mut types = word(&[17, 1 << 24, 4, 32]); // 1: int
         types.extend(word(&[0, UNION << 24 | 2, 4, 5, 1, 0, 7, 1, 0])); // 2: union of b and c
         types.extend(word(&[1, STRUCT << 24 | 2, 12, 3, 1, 0, 0, 2, 64])); // 3: struct s
-        types.extend(word(&[9, FUNC << 24, 0])); // 4: do_it
+        types.extend(word(&[9, FUNC << 24, 8])); // 4: do_it
         types.extend(word(&[15, ENUM << 24 | 2, 4, 3, 7, 5, 8])); // 5: enum e { a = 7, b = 8 }
+        types.extend(word(&[0, 10 << 24, 3])); // 6: const struct s
+        types.extend(word(&[0, 2 << 24, 6])); // 7: const struct s *
+        types.extend(word(&[0, FUNC_PROTO << 24 | 2, 7, 3, 7, 5, 1])); // 8: const struct s *(const struct s *a, int b)
         let mut raw = word(&[u32::from(MAGIC) | 1 << 16, 24, 0, types.len() as u32]);
         raw.extend(word(&[types.len() as u32, strings.len() as u32]));
         raw.extend(types);
@@ -177,7 +223,8 @@ mod tests {
         assert_eq!(types.offset("s", &["nope", "c"]), Some(8));
         assert_eq!(types.offset("s", &["d"]), None);
         assert_eq!(types.offset("t", &["a"]), None);
-        assert!(types.has_function("do_it") && !types.has_function("a"));
+        assert_eq!(types.prototype("do_it").unwrap(), "const struct s *do_it(const struct s *a, int b)");
+        assert_eq!(types.prototype("a"), None);
         assert_eq!((types.enumerator("e", "b"), types.enumerator("e", "c")), (Some(8), None));
     }
 
@@ -188,6 +235,7 @@ mod tests {
             if let Some(types) = Types::parse(whole[..len].to_vec()) {
                 types.offset("s", &["c"]);
                 types.enumerator("e", "c");
+                types.prototype("do_it");
             }
         }
         for at in 0..whole.len() {

@@ -1,10 +1,10 @@
 //! Bytes of the ring to [`Event`]. The bytes come from our own program, but are checked like a stranger's.
 use jiff::{SignedDuration, Timestamp};
 use sensor_ebpf::{
-    COMPONENT_LEN, CgroupRecord, ForkRecord, Hook, OpenRecord, RecordHeader, STATUS_ARGS_CUT, STATUS_CHROOT,
-    STATUS_CWD_SHIFT, STATUS_DELETED, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE,
-    STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_PATH_IS_BASE, STATUS_REQUESTED_CUT,
-    STATUS_REQUESTED_UNTRUSTED, STATUS_TOO_LONG,
+    COMPONENT_LEN, Call as What, CgroupRecord, ForkRecord, Hook, OPEN_HOOKS, OpenRecord, RecordHeader,
+    STATUS_ABOVE_CUT, STATUS_ARGS_CUT, STATUS_CHROOT, STATUS_COVERED, STATUS_DELETED, STATUS_DETACHED,
+    STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_PATH_IS_BASE,
+    STATUS_REQUESTED_CUT, STATUS_REQUESTED_UNTRUSTED, STATUS_SHIFT, STATUS_TOO_LONG, Section,
 };
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
@@ -16,9 +16,11 @@ use crate::{
 
 /// The order is that of [`PathStatus`], so that an event's list is sorted.
 const STATUS: &[(u32, PathStatus)] = &[
+    (STATUS_CHROOT, PathStatus::Chroot),
     (STATUS_DETACHED, PathStatus::Detached),
     (STATUS_FOREIGN_MOUNT, PathStatus::ForeignMount),
     (STATUS_DISCONNECTED, PathStatus::Disconnected),
+    (STATUS_COVERED, PathStatus::Covered),
     (STATUS_TOO_LONG, PathStatus::TooLong),
     (STATUS_DELETED, PathStatus::Deleted),
     (STATUS_FD_RACE_POSSIBLE, PathStatus::FdRacePossible),
@@ -40,7 +42,7 @@ impl Decoder {
     pub(super) fn decode(&self, bytes: &[u8]) -> Option<Observation> {
         let (header, _) = RecordHeader::read_from_prefix(bytes).ok()?;
         let is = |hook: Hook| header.hook == hook as u16;
-        if is(Hook::DoFilpOpen) || is(Hook::SysExit) {
+        if usize::from(header.hook) < OPEN_HOOKS {
             return Some(Observation::Open(self.open(&Body::read(bytes)?)?));
         }
         let process = Identity { pid: seen_as(header.tgid, header.initial_tgid), start_ns: header.start_ns };
@@ -68,10 +70,8 @@ impl Decoder {
     }
 
     fn open(&self, body: &Body<'_>) -> Option<Event> {
-        let Body { record, path, requested, .. } = body;
-        let path = assemble(path, record.status)?;
-        let (path, base) =
-            if record.status & STATUS_PATH_IS_BASE != 0 { (Vec::new(), path) } else { (path, Vec::new()) };
+        let record = body.record;
+        let found = Paths::of(body)?;
         let header = record.header;
         let time = self.boot_time.checked_add(SignedDuration::from_nanos(header.time_ns as i64)).ok()?;
         let opened = record.inode_mode != 0;
@@ -107,7 +107,7 @@ impl Decoder {
             pid_ns: Some(header.pid_ns),
             program: Some((header.exe_device, header.exe_inode)),
             comm: until_nul(&header.comm).to_vec().into(),
-            call: Call::Open,
+            call: call(record.call)?,
             flags: record.flags,
             result: record.result,
             file: opened.then_some(File {
@@ -117,39 +117,124 @@ impl Decoder {
                 links: record.links,
                 created: record.mode & flags::MODE_CREATED != 0,
             }),
-            requested: (!requested.is_empty()).then(|| join(&base, requested)),
-            path: (!path.is_empty()).then(|| path.into()),
+            status: status(&record, &found),
+            requested: found.requested,
+            path: found.path,
+            inner: found.inner,
             home: None,
-            target: None,
-            status: STATUS.iter().filter(|(bit, _)| record.status & bit != 0).map(|(_, status)| *status).collect(),
+            target: found.target,
+            target_inner: found.target_inner,
+            target_home: None,
         })
     }
 }
 
-/// A record of an open or an exec, and its parts.
+/// What was called.
+fn call(number: u32) -> Option<Call> {
+    let calls = [
+        (What::Open, Call::Open),
+        (What::Truncate, Call::Truncate),
+        (What::Rename, Call::Rename),
+        (What::Link, Call::Link),
+        (What::Delete, Call::Delete),
+    ];
+    calls.into_iter().find_map(|(what, call)| (what as u32 == number).then_some(call))
+}
+
+/// What there is to know about the paths. Of anonymous files the kernel makes the names: nobody else can put one there.
+fn status(record: &OpenRecord, found: &Paths) -> Vec<PathStatus> {
+    let bits = record.status | record.status >> STATUS_SHIFT;
+    let name = found.path.as_ref().map(Name::as_bytes).unwrap_or_default();
+    let memfd = bits & STATUS_DISCONNECTED != 0 && name.starts_with(b"memfd:");
+    // d_tmpfile() of fs/dcache.c
+    let named_so = || name.ends_with(format!("/#{}", record.inode).as_bytes());
+    let tmpfile = record.inode_mode != 0
+        && bits & STATUS_DELETED != 0
+        && (record.flags & flags::O_TMPFILE != 0 || record.links == 0 && named_so());
+    let mut status: Vec<_> = STATUS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, status)| *status).collect();
+    status.extend(memfd.then_some(PathStatus::Memfd));
+    status.extend(tmpfile.then_some(PathStatus::Tmpfile));
+    status.sort_unstable();
+    status
+}
+
+/// The names in a record.
+struct Paths {
+    path: Option<Name>,
+    inner: Option<Name>,
+    requested: Option<Name>,
+    target: Option<Name>,
+    target_inner: Option<Name>,
+}
+
+impl Paths {
+    /// None of a record that contradicts itself.
+    fn of(body: &Body<'_>) -> Option<Self> {
+        let status = body.record.status;
+        let (path, target) = (body.get(Section::Path)?, body.get(Section::Target)?);
+        let (requested, other) = (body.get(Section::Requested)?, body.get(Section::TargetRequested)?);
+        let [path_whole, target_whole] = [assemble(path, status)?, assemble(target, status >> STATUS_SHIFT)?];
+        if status & STATUS_PATH_IS_BASE != 0 {
+            let joined = |base: &[u8], name: &[u8]| (!name.is_empty()).then(|| join(base, name));
+            return Some(Self {
+                path: None,
+                inner: None,
+                requested: joined(&path_whole, requested),
+                target: joined(&target_whole, other),
+                target_inner: None,
+            });
+        }
+        let above = body.get(Section::Above)?;
+        let inner = |bytes: &[u8], status: u32| {
+            let cut = status & STATUS_TOO_LONG != 0 || body.record.status & STATUS_ABOVE_CUT != 0;
+            let inner = assemble(&[within_mount(bytes), above].concat(), 0)?;
+            Some((!cut).then(|| inner.into()))
+        };
+        Some(Self {
+            inner: inner(path, status)?,
+            path: (!path_whole.is_empty()).then(|| path_whole.into()),
+            requested: (!requested.is_empty()).then(|| join(b"", requested)),
+            target_inner: if target.is_empty() { None } else { inner(target, status >> STATUS_SHIFT)? },
+            target: (!target.is_empty()).then(|| target_whole.into()),
+        })
+    }
+}
+
+/// The components up to the first crossing to another mount.
+fn within_mount(mut bytes: &[u8]) -> &[u8] {
+    let all = bytes;
+    while let Some((len, rest)) = bytes.split_first_chunk::<COMPONENT_LEN>() {
+        let len = usize::from(u16::from_le_bytes(*len));
+        if len == 0 {
+            break;
+        }
+        bytes = rest.get(len..).unwrap_or_default();
+    }
+    all.get(..all.len() - bytes.len()).unwrap_or_default()
+}
+
+/// A record of what was done to a file, or of an exec, and its body.
 struct Body<'a> {
     record: OpenRecord,
-    path: &'a [u8],
-    requested: &'a [u8],
-    cwd: &'a [u8],
-    args: &'a [u8],
+    body: &'a [u8],
 }
 
 impl<'a> Body<'a> {
     fn read(bytes: &'a [u8]) -> Option<Self> {
-        let (record, rest) = OpenRecord::read_from_prefix(bytes).ok()?;
-        let (path, rest) = rest.split_at_checked(record.path_len as usize)?;
-        let (requested, rest) = rest.split_at_checked(record.requested_len as usize)?;
-        let (cwd, rest) = rest.split_at_checked(record.cwd_len as usize)?;
-        let args = rest.get(..record.args_len as usize)?;
-        Some(Self { record, path, requested, cwd, args })
+        let (record, body) = OpenRecord::read_from_prefix(bytes).ok()?;
+        Some(Self { record, body })
+    }
+
+    fn get(&self, section: Section) -> Option<&'a [u8]> {
+        let span = self.record.sections.get(section as usize)?;
+        self.body.get(usize::from(span.start)..)?.get(..usize::from(span.len))
     }
 }
 
 fn exec(process: Identity, body: &Body<'_>) -> Option<Exec> {
-    let Body { record, path, requested, cwd, args } = body;
-    let path = assemble(path, record.status)?;
-    let cwd = assemble(cwd, record.status >> STATUS_CWD_SHIFT)?;
+    let record = body.record;
+    let path = assemble(body.get(Section::Path)?, record.status)?;
+    let cwd = assemble(body.get(Section::Cwd)?, record.status >> STATUS_SHIFT)?;
     Some(Exec {
         process,
         cgroup_id: record.header.cgroup_id,
@@ -157,10 +242,10 @@ fn exec(process: Identity, body: &Body<'_>) -> Option<Exec> {
         path: (!path.is_empty()).then(|| path.into()),
         device: record.device,
         inode: record.inode,
-        script: script(&cwd, requested),
+        script: script(&cwd, body.get(Section::Requested)?),
         chroot: record.status & STATUS_CHROOT != 0,
         cwd: (!cwd.is_empty()).then(|| cwd.into()),
-        args: Args::new(args),
+        args: Args::new(body.get(Section::Args)?),
         args_cut: record.status & STATUS_ARGS_CUT != 0,
     })
 }
@@ -222,7 +307,7 @@ fn join(base: &[u8], requested: &[u8]) -> Name {
 
 #[cfg(test)]
 mod tests {
-    use sensor_ebpf::RecordHeader;
+    use sensor_ebpf::{RecordHeader, Span};
     use zerocopy::IntoBytes as _;
 
     use super::*;
@@ -238,19 +323,34 @@ mod tests {
         }
     }
 
-    fn record(requested: &[u8], names: &[&[u8]], status: u32, result: i32) -> Vec<u8> {
-        let mut path = Vec::new();
-        for name in names {
-            path.extend((name.len() as u16).to_le_bytes());
-            path.extend(*name);
+    fn components(names: &[&[u8]]) -> Vec<u8> {
+        names.iter().flat_map(|name| [&(name.len() as u16).to_le_bytes()[..], name].concat()).collect()
+    }
+
+    fn build(mut fixed: OpenRecord, sections: &[(Section, Vec<u8>)]) -> Vec<u8> {
+        let mut body = Vec::new();
+        for (section, bytes) in sections {
+            fixed.sections[*section as usize] = Span { start: body.len() as u16, len: bytes.len() as u16 };
+            body.extend(bytes);
         }
+        [fixed.as_bytes(), &body].concat()
+    }
+
+    fn fixed(status: u32, result: i32) -> OpenRecord {
         let mut fixed = OpenRecord::read_from_bytes(&[0; size_of::<OpenRecord>()]).unwrap();
         fixed.header = RecordHeader { sequence: 7, tgid: 42, initial_tgid: 42, ..fixed.header };
         fixed.header.comm[..3].copy_from_slice(b"cat");
         (fixed.status, fixed.result, fixed.inode_mode) = (status, result, if result == 0 { 0o100_644 } else { 0 });
-        (fixed.requested_len, fixed.path_len) = (requested.len() as u32, path.len() as u32);
         fixed.status |= if result == 0 { 0 } else { STATUS_PATH_IS_BASE };
-        [fixed.as_bytes(), &path, requested].concat()
+        (fixed.inode, fixed.links) = (9, 1);
+        fixed
+    }
+
+    fn record(requested: &[u8], names: &[&[u8]], status: u32, result: i32) -> Vec<u8> {
+        build(
+            fixed(status, result),
+            &[(Section::Path, components(names)), (Section::Requested, requested.to_vec())],
+        )
     }
 
     #[test]
@@ -265,7 +365,8 @@ mod tests {
     #[test]
     fn a_path_that_did_not_reach_its_root_has_no_leading_slash() {
         let event = open(&record(b"", &[b"memfd:x"], STATUS_DISCONNECTED, 0));
-        assert_eq!((event.path, event.status), (Some("memfd:x".into()), vec![PathStatus::Disconnected]));
+        let status = vec![PathStatus::Disconnected, PathStatus::Memfd];
+        assert_eq!((event.path, event.status), (Some("memfd:x".into()), status));
         let event = open(&record(b"", &[b"b", b"a"], STATUS_TOO_LONG | STATUS_DELETED, 0));
         assert_eq!(
             (event.path, event.status),
@@ -287,18 +388,63 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_a_bind_mount_leaves_out_is_in_the_path_of_the_file_system() {
+        // /mnt/secret, where /mnt is a mount of /home/ann of its file system.
+        let sections = |target: &[&[u8]]| {
+            let path = components(&[b"secret", b"", b"mnt"]);
+            vec![
+                (Section::Path, path),
+                (Section::Above, components(&[b"ann", b"home"])),
+                (Section::Target, components(target)),
+            ]
+        };
+        let event = open(&build(fixed(0, 0), &sections(&[])));
+        assert_eq!((event.path, event.inner), (Some("/mnt/secret".into()), Some("/home/ann/secret".into())));
+        assert_eq!((event.target, event.target_inner), (None, None));
+        let mut rename = fixed(0, 0);
+        rename.call = What::Rename as u32;
+        let event = open(&build(rename, &sections(&[b"new", b"", b"mnt"])));
+        assert_eq!(event.call, Call::Rename);
+        assert_eq!((event.target, event.target_inner), (Some("/mnt/new".into()), Some("/home/ann/new".into())));
+        rename.status = STATUS_ABOVE_CUT;
+        assert_eq!(open(&build(rename, &sections(&[]))).inner, None);
+        rename.call = 99;
+        assert_eq!(decoder().decode(&build(rename, &[])), None);
+    }
+
+    #[test]
+    fn only_what_the_kernel_named_so_is_an_anonymous_file() {
+        let tmp = PathStatus::Tmpfile;
+        for (name, links, flags, deleted, want) in [
+            (&b"#9"[..], 0, 0, true, true),
+            (b"#8", 0, 0, true, false),
+            (b"#9", 1, 0, true, false),
+            (b"#9", 0, 0, false, false),
+            (b"x", 1, flags::O_TMPFILE, true, true),
+        ] {
+            let mut fixed = fixed(if deleted { STATUS_DELETED } else { 0 }, 0);
+            (fixed.links, fixed.flags) = (links, flags);
+            let event = open(&build(fixed, &[(Section::Path, components(&[name, b"tmp"]))]));
+            assert_eq!(event.status.contains(&tmp), want, "{name:?} {links} {flags} {deleted}");
+        }
+        // A file by that name in a directory.
+        assert!(!open(&record(b"", &[b"memfd:x", b"tmp"], 0, 0)).status.contains(&PathStatus::Memfd));
+    }
+
     /// A record of an exec with script, working directory and arguments.
     fn exec_record(script: &[u8], cwd: &[u8], status: u32) -> Vec<u8> {
-        let mut bytes = record(script, &[b"sh", b"bin"], status, 0);
-        bytes[std::mem::offset_of!(RecordHeader, hook)] = Hook::SchedProcessExec as u8;
-        let (args, cwd) = (&b"sh\0-x\0\0"[..], [&(cwd.len() as u16).to_le_bytes()[..], cwd].concat());
-        for (at, len) in [
-            (std::mem::offset_of!(OpenRecord, cwd_len), cwd.len()),
-            (std::mem::offset_of!(OpenRecord, args_len), args.len()),
-        ] {
-            bytes[at..at + 4].copy_from_slice(&(len as u32).to_le_bytes());
-        }
-        [&bytes[..], &cwd, args].concat()
+        let mut fixed = fixed(status, 0);
+        fixed.header.hook = Hook::SchedProcessExec as u16;
+        build(
+            fixed,
+            &[
+                (Section::Path, components(&[b"sh", b"bin"])),
+                (Section::Requested, script.to_vec()),
+                (Section::Cwd, components(&[cwd])),
+                (Section::Args, b"sh\0-x\0\0".to_vec()),
+            ],
+        )
     }
 
     fn exec(bytes: &[u8]) -> Exec {
@@ -323,7 +469,7 @@ mod tests {
             assert_eq!(exec(&exec_record(script, b"work", 0)).script, want.map(Name::from), "{script:?}");
         }
         // A working directory that is not whole leads nowhere.
-        let cut = exec(&exec_record(b"run", b"work", STATUS_TOO_LONG << STATUS_CWD_SHIFT | STATUS_ARGS_CUT));
+        let cut = exec(&exec_record(b"run", b"work", STATUS_TOO_LONG << STATUS_SHIFT | STATUS_ARGS_CUT));
         assert_eq!((cut.script, cut.cwd, cut.args_cut), (Some("work/run".into()), Some("work".into()), true));
         assert!(exec(&exec_record(b"", b"work", STATUS_CHROOT)).chroot && !cut.chroot);
     }

@@ -4,24 +4,38 @@ use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 use aya::{
     Btf, Ebpf, EbpfLoader, include_bytes_aligned,
     maps::Array,
-    programs::{BtfTracePoint, FExit, RawTracePoint, RawTracePointRunOptions, TestRun as _},
+    programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use rustix::process::{Resource, Rlimit};
 
-use super::{Config, Error, Mode, btf::Types, offsets};
-use crate::{event::CaptureMode, hierarchy::Hierarchy, procfs};
+use super::{
+    Config, Error, Mode,
+    btf::Types,
+    hooks::{self, SPECS, Spec},
+    offsets, selftest,
+};
+use crate::{
+    event::{CaptureMode, Operation},
+    hierarchy::Hierarchy,
+    procfs,
+};
 
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwatch-ebpf"));
-
-/// The function that every open passes, newest name first: `do_file_open` from 7.3, the other before.
-const OPEN_FUNCTIONS: [&str; 2] = ["do_file_open", "do_filp_open"];
 
 /// Tracepoints that tell who runs what and where, in every mode.
 const PROCESS_TRACEPOINTS: [&str; 5] =
     ["sched_process_exec", "sched_process_fork", "sched_process_exit", "cgroup_mkdir", "cgroup_rmdir"];
 
+/// What was attached.
+pub(super) struct Loaded {
+    pub(super) bpf: Ebpf,
+    pub(super) mode: CaptureMode,
+    /// What can be done to a file without being seen, sorted.
+    pub(super) unseen: Vec<Operation>,
+}
+
 /// Loads and attaches; says which mode it came to.
-pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, CaptureMode), Error> {
+pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Error> {
     permitted()?;
     // Before 5.11 maps count against this limit; later kernels ignore it, so a refusal is no error.
     let unlimited = Rlimit { current: None, maximum: None };
@@ -30,6 +44,7 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, Capt
     }
     let types = Types::of_this_kernel()?;
     let mut globals = offsets::look_up(&types)?;
+    globals.extend(hooks::globals(&types));
     globals.extend([("WALK_ROUNDS", config.walk_rounds), ("CGROUP_HIERARCHY", hierarchy.number)]);
     if let Some(controller) = hierarchy.controller {
         let name = format!("{controller}_cgrp_id");
@@ -38,13 +53,13 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, Capt
         globals.push(("CGROUP_CONTROLLER", number + 1));
     }
     let own = whoami(&globals, config)?;
-    let own_tgid = if config.skip_self { own.tgid } else { 0 };
-    globals.extend([("SELF_TGID", own_tgid), ("PROC_LEVEL", own.level), ("PROC_PID_NS", own.namespace)]);
+    globals.extend([("SELF_TGID", own.tgid), ("REPORT_SELF", (!config.skip_self).into())]);
+    globals.extend([("PROC_LEVEL", own.level), ("PROC_PID_NS", own.namespace)]);
     let btf = Btf::from_sys_fs().map_err(|why| Error::Load("the kernel's BTF", why.into()))?;
 
-    let try_fexit = || fexit(&types, &globals, config, &btf).map(|bpf| (bpf, CaptureMode::Fexit));
-    let try_tracepoint = || tracepoint(&globals, config, &btf).map(|bpf| (bpf, CaptureMode::Tracepoint));
-    let (bpf, mode) = match config.mode {
+    let try_fexit = || fexit(&types, &globals, config, &btf);
+    let try_tracepoint = || tracepoint(&globals, config, &btf);
+    let loaded = match config.mode {
         Mode::Fexit => try_fexit()?,
         Mode::Tracepoint => try_tracepoint()?,
         Mode::Auto => match try_fexit() {
@@ -55,32 +70,62 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<(Ebpf, Capt
             }
         },
     };
-    tracing::info!(%mode, "capture is attached");
-    Ok((bpf, mode))
+    tracing::info!(mode = %loaded.mode, "capture is attached");
+    Ok(loaded)
 }
 
-fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Ebpf, Error> {
-    let function = OPEN_FUNCTIONS.into_iter().find(|name| types.has_function(name));
-    let function = function.ok_or_else(|| Error::MissingFunction(OPEN_FUNCTIONS.join(" or ")))?;
+fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
-    let program: &mut FExit = program(&mut bpf, "do_filp_open")?;
-    program.load(function, btf).map_err(|why| Error::Load("do_filp_open", why.into()))?;
-    program.attach().map_err(|why| Error::Load("do_filp_open", why.into()))?;
+    let mut unseen = Vec::new();
+    for spec in SPECS {
+        // Without opens there is no sensor; without another hook it is one that says what it does not see.
+        match (hooks::attach(spec, &mut bpf, types, btf), hooks::operation(spec.hook)) {
+            (Ok(()), _) => {}
+            (Err(why), None) => return Err(why),
+            (Err(why), Some(operation)) => {
+                tracing::warn!(%operation, "{why}; without it this is not seen");
+                unseen.push(operation);
+            }
+        }
+    }
+    unseen.extend(silent(&bpf)?);
+    unseen.sort_unstable();
+    unseen.dedup();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(bpf)
+    Ok(Loaded { bpf, mode: CaptureMode::Fexit, unseen })
 }
 
-fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Ebpf, Error> {
+/// What is not seen because a program that is attached does not fire.
+fn silent(bpf: &Ebpf) -> Result<Vec<Operation>, Error> {
+    let Some(fired) = selftest::fired(bpf) else {
+        tracing::warn!(
+            "no directory to write to: whether the hooks of rename, link, delete, truncate fire is not tried"
+        );
+        return Ok(Vec::new());
+    };
+    let fired = fired.map_err(|why| Error::Load("FIRED", why.into()))?;
+    let silent = |spec: &&Spec| !fired.has(spec.hook, spec.part);
+    let mut operations = Vec::new();
+    for Spec { program, hook, .. } in SPECS.iter().filter(silent) {
+        let Some(operation) = hooks::operation(*hook) else { return Err(Error::Silent(program)) };
+        tracing::warn!(%operation, program, "a hook is attached and does not fire; without it this is not seen");
+        operations.push(operation);
+    }
+    Ok(operations)
+}
+
+fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
     attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(bpf)
+    Ok(Loaded { bpf, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
 }
 
 fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {
     for name in names {
         let program: &mut BtfTracePoint = program(bpf, name)?;
         program.load(name, btf).map_err(|why| Error::Load(name, why.into()))?;
+        hooks::tell_size(name, program.info());
         program.attach().map_err(|why| Error::Load(name, why.into()))?;
     }
     Ok(())

@@ -3,9 +3,11 @@
 //! Must not know policies, pods or sinks. Only this folder imports `aya`.
 mod btf;
 mod decode;
+mod hooks;
 mod load;
 mod offsets;
 pub mod replay;
+mod selftest;
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _, RawFd},
@@ -21,15 +23,20 @@ use aya::{
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::ClockId;
-use sensor_ebpf::{HOOKS, LOSSES, OPEN_HOOKS};
+use sensor_ebpf::{HOOKS, LOSSES, Loss, OPEN_HOOKS};
 use serde::{Deserialize, Serialize};
 use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-use self::decode::Decoder;
+use self::{decode::Decoder, load::Loaded};
 use crate::{
-    event::CaptureMode, hierarchy::Hierarchy, memory, metrics::Metrics, notice::Notices, observation::Observation,
+    event::{CaptureMode, Operation},
+    hierarchy::Hierarchy,
+    memory,
+    metrics::Metrics,
+    notice::Notices,
+    observation::Observation,
 };
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
@@ -39,7 +46,7 @@ const QUEUE: usize = 8192;
 const ACCOUNT: Duration = Duration::from_secs(1);
 
 /// Reasons of `sensor_ebpf::Loss`, in its order, as notices and metrics name them.
-const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable"];
+const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable", "no_memory"];
 
 /// How to look for opens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -119,6 +126,11 @@ pub enum Error {
     /// None of the known functions exists.
     #[error("this kernel has no function {0}: set capture.mode to tracepoint, and please report its version")]
     MissingFunction(String),
+    /// The compiler has put the function into its callers.
+    #[error(
+        "the kernel has {0} attached and never runs it: set capture.mode to tracepoint, and please report its version"
+    )]
+    Silent(&'static str),
     /// The embedded object lacks a program: a broken build.
     #[error("the embedded kernel object has no {0}: this binary is damaged")]
     MissingProgram(&'static str),
@@ -133,6 +145,7 @@ pub enum Error {
 /// Attached programs, and the reader of the ring that they fill.
 pub struct Capture {
     programs: Ebpf,
+    unseen: Vec<Operation>,
     reader: Reader,
 }
 
@@ -150,7 +163,6 @@ struct Reader {
 }
 
 /// What was already accounted for.
-#[derive(Default)]
 struct Seen {
     lost: [u64; HOOKS * LOSSES],
     numbered: [u64; HOOKS],
@@ -169,7 +181,7 @@ impl Capture {
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let (mut programs, mode) = load::load(config, hierarchy)?;
+        let Loaded { bpf: mut programs, mode, unseen } = load::load(config, hierarchy)?;
         memory::give_back();
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
@@ -182,9 +194,9 @@ impl Capture {
             programs.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect();
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
-        let seen = Seen::default();
+        let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0 };
         let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
-        Ok((Self { programs, reader }, receiver))
+        Ok((Self { programs, unseen, reader }, receiver))
     }
 
     /// How it looks.
@@ -193,13 +205,19 @@ impl Capture {
         self.reader.decoder.mode
     }
 
+    /// What can be done to a file without being seen.
+    #[must_use]
+    pub fn unseen(&self) -> &[Operation] {
+        &self.unseen
+    }
+
     /// Hands events on until `stop` is cancelled; then detaches, hands on what the ring still holds, and accounts
     /// for what was lost. Dropping its sender at the end stops the stages behind it in turn.
     ///
     /// # Errors
     /// When the ring cannot be waited for.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { programs, mut reader } = self;
+        let Self { programs, mut reader, .. } = self;
         let mut ticks = tokio::time::interval(ACCOUNT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -283,6 +301,10 @@ impl Reader {
                 self.notices.lost("capture", "processes_lost", new, detail);
             } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);
+                if slot % LOSSES == Loss::NoMemory as usize {
+                    // It had no number yet.
+                    self.metrics.numbered.add(new);
+                }
                 self.notices.lost("capture", reason, new, format!("{new} opens were not reported by the kernel"));
             }
         }

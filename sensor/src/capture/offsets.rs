@@ -13,6 +13,8 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("DENTRY_D_PARENT", "dentry", &["d_parent"]),
     ("DENTRY_D_NAME", "dentry", &["d_name", "__d_name"]),
     ("DENTRY_D_HASH", "dentry", &["d_hash"]),
+    ("DENTRY_D_FLAGS", "dentry", &["d_flags"]),
+    ("DENTRY_D_INODE", "dentry", &["d_inode"]),
     ("INODE_I_INO", "inode", &["i_ino"]),
     ("INODE_I_MODE", "inode", &["i_mode"]),
     ("INODE_I_NLINK", "inode", &["i_nlink", "__i_nlink"]),
@@ -22,7 +24,13 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("MOUNT_MNT_PARENT", "mount", &["mnt_parent"]),
     ("MOUNT_MNT_MOUNTPOINT", "mount", &["mnt_mountpoint"]),
     ("MOUNT_MNT_NS", "mount", &["mnt_ns"]),
+    ("MOUNT_MNT_MOUNTS", "mount", &["mnt_mounts"]),
+    ("MOUNT_MNT_CHILD", "mount", &["mnt_child"]),
     ("VFSMOUNT_MNT_ROOT", "vfsmount", &["mnt_root"]),
+    ("TASK_FLAGS", "task_struct", &["flags"]),
+    ("TASK_PID", "task_struct", &["pid"]),
+    ("TASK_COMM", "task_struct", &["comm"]),
+    ("TASK_SET_CHILD_TID", "task_struct", &["set_child_tid"]),
     ("TASK_THREAD_INFO", "task_struct", &["thread_info"]),
     ("THREAD_INFO_STATUS", "thread_info", &["status"]),
     ("TASK_FILES", "task_struct", &["files"]),
@@ -55,6 +63,7 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("BINPRM_INTERP", "linux_binprm", &["interp"]),
     ("NS_COMMON_INUM", "ns_common", &["inum"]),
     ("CSS_SET_SUBSYS", "css_set", &["subsys"]),
+    ("CSS_SET_DFL_CGRP", "css_set", &["dfl_cgrp"]),
     ("CSS_CGROUP", "cgroup_subsys_state", &["cgroup"]),
     ("CSS_PARENT", "cgroup_subsys_state", &["parent"]),
     ("CGROUP_SELF", "cgroup", &["self"]),
@@ -70,10 +79,18 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("FS_STRUCT_PWD", "fs_struct", &["pwd"]),
     ("FILENAME_NAME", "filename", &["name"]),
     ("OPEN_FLAGS_OPEN_FLAG", "open_flags", &["open_flag"]),
+    ("OPEN_FLAGS_LOOKUP_FLAGS", "open_flags", &["lookup_flags"]),
 ];
 
 /// Likewise; what such a member tells is unknown on kernels that lack it.
-const OPTIONAL: &[(&str, &str, &[&str])] = &[("TASK_LOGINUID", "task_struct", &["loginuid"])];
+const OPTIONAL: &[(&str, &str, &[&str])] = &[
+    ("TASK_LOGINUID", "task_struct", &["loginuid"]),
+    // io_uring's; only used before 5.12.
+    ("KTHREAD_DATA", "kthread", &["data"]),
+    ("IO_WORKER_CUR_WORK", "io_worker", &["cur_work"]),
+    ("IO_KIOCB_WORK", "io_kiocb", &["work"]),
+    ("IO_KIOCB_TASK", "io_kiocb", &["task"]),
+];
 
 /// The value of every global, for this kernel.
 pub(super) fn look_up(types: &Types) -> Result<Vec<(&'static str, u32)>, Error> {

@@ -29,6 +29,10 @@ pub mod flags {
     pub const O_PATH: u32 = 0o10_000_000;
     /// The kernel's own mark of an open that execve(2) makes (`__FMODE_EXEC`, include/linux/fs.h).
     pub const EXEC: u32 = 0x20;
+    /// Of renameat2(2): both files change places (include/uapi/linux/fs.h).
+    pub const RENAME_EXCHANGE: u32 = 2;
+    /// An anonymous file in a directory; O_TMPFILE without O_DIRECTORY.
+    pub const O_TMPFILE: u32 = 0o20_000_000;
     /// In `f_mode`: this open created the file (`FMODE_CREATED`, include/linux/fs.h).
     pub const MODE_CREATED: u32 = 0x10_0000;
 }
@@ -41,17 +45,6 @@ pub enum CaptureMode {
     Fexit,
     /// The return of system calls, for kernels that refuse fexit.
     Tracepoint,
-}
-
-impl CaptureMode {
-    /// What can be done to a file without being seen so.
-    #[must_use]
-    pub fn unseen(self) -> &'static [Operation] {
-        match self {
-            Self::Fexit => &[Operation::Rename, Operation::Link, Operation::Delete],
-            Self::Tracepoint => &[Operation::Rename, Operation::Link, Operation::Delete, Operation::Exec],
-        }
-    }
 }
 
 impl fmt::Display for CaptureMode {
@@ -239,13 +232,23 @@ pub struct Event {
     pub file: Option<File>,
     /// The path from the root of the process's mount namespace.
     pub path: Option<Name>,
-    /// The path from where the file lives, whatever mounts lie between.
+    /// The path from the root of the file's file system: what no mount can change. Enrich makes `home` of it.
+    #[serde(skip)]
+    pub inner: Option<Name>,
+    /// The path from where the file lives, whatever mounts lie between: in the container's own root file system, or on the
+    /// host.
     pub home: Option<Name>,
     /// The name that the process asked for, joined with the directory it starts from.
     pub requested: Option<Name>,
     /// The other name of a rename or link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target: Option<Name>,
+    /// The same from the root of the file system, as `inner`.
+    #[serde(skip)]
+    pub target_inner: Option<Name>,
+    /// The same from where that place is, as `home`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_home: Option<Name>,
     /// What to know about those paths, sorted.
     pub status: Vec<PathStatus>,
 }
@@ -314,6 +317,8 @@ impl Event {
         match self.call {
             Call::Open => {}
             Call::Truncate => return vec![Operation::Truncate],
+            // Each takes the place of the other.
+            Call::Rename if self.flags & flags::RENAME_EXCHANGE != 0 => return self.target_operations(),
             Call::Rename => return vec![Operation::Rename],
             Call::Link => return vec![Operation::Link],
             Call::Delete => return vec![Operation::Delete],

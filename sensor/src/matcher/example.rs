@@ -183,9 +183,12 @@ fn access(example: &Example) -> Event {
             created: operation == Operation::Create,
         }),
         path: if found { name(&example.resolves).or_else(|| asked.clone()) } else { None },
+        inner: None,
         home: name(&example.home),
         requested: asked,
         target: name(&example.to),
+        target_inner: None,
+        target_home: None,
         status: Vec::new(),
     }
 }

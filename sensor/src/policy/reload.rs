@@ -9,7 +9,11 @@ use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{Compiled, Directory, InForce, Loaded, Objects, PolicySet};
-use crate::{event::CaptureMode, metrics::Metrics, notice::Notices};
+use crate::{
+    event::{CaptureMode, Operation},
+    metrics::Metrics,
+    notice::Notices,
+};
 
 /// How often the directory is looked at. A look is a stat(2) of each file, so no event of any file system is missed,
 /// not even of those that tell of none.
@@ -82,13 +86,13 @@ pub async fn reload(
     }
 }
 
-/// Tells how many policies watch what this way of seeing opens does not show.
-pub fn tell_unseen(set: &PolicySet, mode: CaptureMode) {
-    for operation in mode.unseen() {
+/// Tells how many policies watch what cannot be seen here.
+pub fn tell_unseen(set: &PolicySet, mode: CaptureMode, unseen: &[Operation]) {
+    for operation in unseen {
         let asks = |policy: &&Arc<Compiled>| policy.policy.spec.operations.contains(operation);
         let policies = set.policies.iter().filter(asks).count();
         if policies > 0 {
-            tracing::warn!(%operation, policies, "this operation is not seen on this kernel in mode {mode}: a file that is replaced so raises no alert by these policies");
+            tracing::warn!(%operation, policies, "this operation is not seen on this kernel in mode {mode}: what is done so raises no alert by these policies");
         }
     }
 }

@@ -1,0 +1,195 @@
+//! The programs of the kernel side and the functions of the kernel that they rely on.
+//!
+//! A function is known by its prototype, argument by argument: one that has changed in a way that nobody has looked at is
+//! no function to read arguments from.
+use aya::{
+    Btf, Ebpf,
+    programs::{FEntry, FExit, Program, ProgramError, ProgramInfo},
+};
+use sensor_ebpf::{Hook, Part};
+
+use super::{Error, btf::Types};
+use crate::event::Operation;
+
+/// One program and where it goes.
+pub(super) struct Spec {
+    /// Its name in the object.
+    pub(super) program: &'static str,
+    /// Whose record it makes, and what of it.
+    pub(super) hook: Hook,
+    pub(super) part: Part,
+    /// Prototypes of the functions that it may be attached to, the newest kernel's first.
+    functions: &'static [&'static str],
+}
+
+/// What is done to files and cannot be seen without a hook.
+pub(super) fn operation(hook: Hook) -> Option<Operation> {
+    Some(match hook {
+        Hook::DoHandleOpen => Operation::Read,
+        Hook::DoSysTruncate => Operation::Truncate,
+        Hook::DoRenameat2 => Operation::Rename,
+        Hook::DoLinkat => Operation::Link,
+        Hook::DoUnlinkat | Hook::DoRmdir => Operation::Delete,
+        Hook::DoFilpOpen
+        | Hook::SysExit
+        | Hook::SchedProcessExec
+        | Hook::SchedProcessFork
+        | Hook::SchedProcessExit
+        | Hook::CgroupMkdir
+        | Hook::CgroupRmdir => return None,
+    })
+}
+
+const RENAME: &[&str] = &[
+    "int filename_renameat2(int olddfd, struct filename *from, int newdfd, struct filename *to, unsigned int flags)",
+    "int do_renameat2(int olddfd, struct filename *from, int newdfd, struct filename *to, unsigned int flags)",
+];
+/// The last takes its names from user memory.
+const LINK: &[&str] = &[
+    "int filename_linkat(int olddfd, struct filename *old, int newdfd, struct filename *new, int flags)",
+    "int do_linkat(int olddfd, struct filename *old, int newdfd, struct filename *new, int flags)",
+    "int do_linkat(int olddfd, const char *oldname, int newdfd, const char *newname, int flags)",
+];
+const UNLINK: &[&str] = &[
+    "int filename_unlinkat(int dfd, struct filename *name)",
+    "int do_unlinkat(int dfd, struct filename *name)",
+    "long do_unlinkat(int dfd, struct filename *name)",
+];
+const RMDIR: &[&str] = &[
+    "int filename_rmdir(int dfd, struct filename *name)",
+    "int do_rmdir(int dfd, struct filename *name)",
+    "long do_rmdir(int dfd, struct filename *name)",
+];
+const TRUNCATE: &[&str] = &[
+    "int ksys_truncate(const char *pathname, loff_t length)",
+    "long do_sys_truncate(const char *pathname, loff_t length)",
+];
+const HANDLE: &[&str] = &["long do_handle_open(int mountdirfd, struct file_handle *ufh, int open_flag)"];
+
+/// All programs that need a function of the kernel, in the order in which they are attached: ends of calls before their
+/// beginnings, so that no call is kept whose end is not seen.
+pub(super) const SPECS: &[Spec] = &[
+    spec(
+        "do_filp_open",
+        Hook::DoFilpOpen,
+        Part::Exit,
+        &[
+            "struct file *do_file_open(int dfd, struct filename *pathname, const struct open_flags *op)",
+            "struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)",
+        ],
+    ),
+    spec("do_renameat2", Hook::DoRenameat2, Part::Exit, RENAME),
+    spec(
+        "security_path_rename",
+        Hook::DoRenameat2,
+        Part::Found,
+        &[
+            "int security_path_rename(const struct path *old_dir, struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry, unsigned int flags)",
+        ],
+    ),
+    spec("do_renameat2_entry", Hook::DoRenameat2, Part::Entry, RENAME),
+    spec("do_linkat", Hook::DoLinkat, Part::Exit, LINK),
+    spec(
+        "security_path_link",
+        Hook::DoLinkat,
+        Part::Found,
+        &[
+            "int security_path_link(struct dentry *old_dentry, const struct path *new_dir, struct dentry *new_dentry)",
+        ],
+    ),
+    spec("do_linkat_entry", Hook::DoLinkat, Part::Entry, LINK),
+    spec("do_unlinkat", Hook::DoUnlinkat, Part::Exit, UNLINK),
+    spec(
+        "security_path_unlink",
+        Hook::DoUnlinkat,
+        Part::Found,
+        &["int security_path_unlink(const struct path *dir, struct dentry *dentry)"],
+    ),
+    spec("do_unlinkat_entry", Hook::DoUnlinkat, Part::Entry, UNLINK),
+    spec("do_rmdir", Hook::DoRmdir, Part::Exit, RMDIR),
+    spec(
+        "security_path_rmdir",
+        Hook::DoRmdir,
+        Part::Found,
+        &["int security_path_rmdir(const struct path *dir, struct dentry *dentry)"],
+    ),
+    spec("do_rmdir_entry", Hook::DoRmdir, Part::Entry, RMDIR),
+    spec("do_sys_truncate", Hook::DoSysTruncate, Part::Exit, TRUNCATE),
+    spec(
+        "vfs_truncate",
+        Hook::DoSysTruncate,
+        Part::Found,
+        &[
+            "int vfs_truncate(const struct path *path, loff_t length)",
+            "long vfs_truncate(const struct path *path, loff_t length)",
+        ],
+    ),
+    spec("do_sys_truncate_entry", Hook::DoSysTruncate, Part::Entry, TRUNCATE),
+    spec("do_handle_open", Hook::DoHandleOpen, Part::Exit, HANDLE),
+    spec(
+        "do_file_open_root",
+        Hook::DoHandleOpen,
+        Part::Found,
+        &[
+            "struct file *do_file_open_root(const struct path *root, const char *name, const struct open_flags *op)",
+            "struct file *do_file_open_root(struct dentry *dentry, struct vfsmount *mnt, const char *name, const struct open_flags *op)",
+        ],
+    ),
+    spec("do_handle_open_entry", Hook::DoHandleOpen, Part::Entry, HANDLE),
+];
+
+const fn spec(program: &'static str, hook: Hook, part: Part, functions: &'static [&'static str]) -> Spec {
+    Spec { program, hook, part, functions }
+}
+
+/// Name of the function that a prototype is of.
+fn function_of(prototype: &str) -> Option<&str> {
+    prototype.split('(').next()?.rsplit([' ', '*']).next()
+}
+
+/// The function that this kernel has.
+fn found(types: &Types, functions: &'static [&'static str]) -> Option<&'static str> {
+    functions.iter().copied().find(|prototype| {
+        function_of(prototype).and_then(|name| types.prototype(name)).as_deref() == Some(prototype)
+    })
+}
+
+/// What the kernel side must know of this kernel's functions.
+pub(super) fn globals(types: &Types) -> [(&'static str, u32); 2] {
+    let user = found(types, LINK).is_some_and(|prototype| prototype.contains("const char"));
+    let root = SPECS.iter().find(|spec| spec.program == "do_file_open_root");
+    let prototype = root.and_then(|spec| found(types, spec.functions)).unwrap_or_default();
+    [("LINK_NAMES_IN_USER", user.into()), ("FILE_OPEN_ROOT_ARGS", prototype.matches(',').count() as u32 + 1)]
+}
+
+/// Loads and attaches one program.
+pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+    let function = found(types, spec.functions).and_then(function_of).ok_or_else(|| {
+        let names = spec.functions.iter().filter_map(|prototype| function_of(prototype)).collect::<Vec<_>>();
+        Error::MissingFunction(names.join(" or "))
+    })?;
+    let load = |why: ProgramError| Error::Load(spec.program, why.into());
+    match bpf.program_mut(spec.program).ok_or(Error::MissingProgram(spec.program))? {
+        Program::FEntry(program) => attach_entry(program, function, btf).map_err(load),
+        Program::FExit(program) => attach_exit(program, function, btf).map_err(load),
+        _ => Err(Error::MissingProgram(spec.program)),
+    }
+}
+
+fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<(), ProgramError> {
+    program.load(function, btf)?;
+    tell_size(function, program.info());
+    program.attach().map(drop)
+}
+
+fn attach_exit(program: &mut FExit, function: &str, btf: &Btf) -> Result<(), ProgramError> {
+    program.load(function, btf)?;
+    tell_size(function, program.info());
+    program.attach().map(drop)
+}
+
+/// How much the verifier looked at, from 5.16 on; it gives up after a million instructions.
+pub(super) fn tell_size(name: &str, info: Result<ProgramInfo, ProgramError>) {
+    let instructions = info.ok().and_then(|info| info.verified_instruction_count());
+    tracing::debug!(program = name, ?instructions, "verified");
+}

@@ -1,0 +1,97 @@
+//! Makes every hook fire once: some functions can be hooked and are never called, since the compiler has put them into
+//! their callers.
+use std::{
+    fs::{self, File},
+    os::fd::AsRawFd as _,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    maps::{MapError, PerCpuArray},
+};
+use sensor_ebpf::{Hook, PARTS, Part};
+
+/// Where the sensor may write, first come first served: a container with a read-only root has the first.
+const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
+
+/// Does to files of its own what the hooks watch, and says which programs have run for it; None if it found no place.
+pub(super) fn fired(bpf: &Ebpf) -> Option<Result<Fired, MapError>> {
+    let name = format!("pathwatch-{}", std::process::id());
+    let place =
+        PLACES.iter().map(|place| Path::new(place).join(&name)).find(|place| fs::create_dir(place).is_ok())?;
+    exercise(&place);
+    fs::remove_dir_all(&place).ok();
+    Some(read(bpf))
+}
+
+/// Which programs have run for the sensor itself.
+pub(super) struct Fired(Vec<bool>);
+
+impl Fired {
+    /// Whether this part of that hook has.
+    pub(super) fn has(&self, hook: Hook, part: Part) -> bool {
+        self.0.get(hook as usize * PARTS + part as usize).copied().unwrap_or(false)
+    }
+}
+
+fn read(bpf: &Ebpf) -> Result<Fired, MapError> {
+    let map = bpf.map("FIRED").ok_or(MapError::InvalidName { name: "FIRED".to_owned() })?;
+    let counters = PerCpuArray::<_, u64>::try_from(map)?;
+    let has = |slot| counters.get(&slot, 0).map(|counts| counts.iter().any(|count| *count > 0));
+    (0..counters.len()).map(has).collect::<Result<_, _>>().map(Fired)
+}
+
+/// Nothing here need succeed: what does not is a program that has not fired.
+fn exercise(place: &Path) {
+    let path = |name: &str| -> PathBuf { place.join(name) };
+    if let Ok(file) = File::create(path("a")) {
+        open_by_handle(&file);
+    }
+    truncate(&path("a"));
+    fs::rename(path("a"), path("b")).ok();
+    fs::hard_link(path("b"), path("c")).ok();
+    fs::remove_file(path("c")).ok();
+    fs::create_dir(path("d")).ok();
+    fs::remove_dir(path("d")).ok();
+}
+
+/// truncate(2), for which rustix has only ftruncate(2), which opens nothing.
+#[expect(unsafe_code, reason = "no safe interface has truncate(2)")]
+fn truncate(path: &Path) {
+    let Ok(name) = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()) else { return };
+    // SAFETY: the name ends with a NUL and lives longer than the call.
+    unsafe { libc::truncate(name.as_ptr(), 0) };
+}
+
+/// A file handle with room for any (open_by_handle_at(2)).
+#[repr(C)]
+struct Handle {
+    bytes: u32,
+    kind: i32,
+    handle: [u8; 128],
+}
+
+#[expect(unsafe_code, reason = "no safe interface has file handles")]
+fn open_by_handle(file: &File) {
+    let mut handle = Handle { bytes: 128, kind: 0, handle: [0; 128] };
+    let mut mount = 0;
+    let (at, empty) = (&raw mut handle, c"".as_ptr());
+    // SAFETY: the handle says how much room it has, and all pointers outlive the call.
+    let named = unsafe {
+        libc::syscall(
+            libc::SYS_name_to_handle_at,
+            file.as_raw_fd(),
+            empty,
+            at,
+            &raw mut mount,
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    if named == 0 {
+        // SAFETY: as above; the handle is one of the kernel's.
+        let opened = unsafe { libc::syscall(libc::SYS_open_by_handle_at, file.as_raw_fd(), at, libc::O_PATH) };
+        // SAFETY: a descriptor that nobody else knows; closing none is harmless.
+        unsafe { libc::close(opened as i32) };
+    }
+}
