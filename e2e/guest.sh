@@ -51,6 +51,7 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/pathwatch-guest.XXXXXX"); trap 'rm -rf "$work"
 root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
 cp "$cache/busybox" "$root/bin/busybox"
 cp "$binary" "$root/bin/workload"
+cp "$cache/kernels/$kernel/modules/overlay.ko" "$root/"
 cat > "$root/init" <<S
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
@@ -62,6 +63,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
 mount -t tmpfs tmp /tmp
 ip link set lo up
+insmod /overlay.ko
 echo "GUEST-UP \$(uname -r)"
 /bin/workload$(printf ' %q' "$@")
 echo "GUEST-EXIT \$?"

@@ -92,7 +92,8 @@ fn finish(record: Builder) {
         // What was read may be another file's, or of no file any more: the name that was asked for goes with it.
         record.flag(STATUS_FD_REPLACED);
     }
-    if replaced || file == 0 {
+    // A handle has no name.
+    if name != 0 && (replaced || file == 0) {
         record.flag(STATUS_REQUESTED_UNTRUSTED);
         record.put_requested(Source::User(name), Section::Requested);
     }

@@ -82,6 +82,7 @@ impl Decoder {
             boot_id: self.boot_id,
             mode: self.mode,
             cpu: header.cpu,
+            hook: header.hook,
             sequence: header.sequence,
             pid,
             tid: if header.pid == 0 { pid } else { header.pid },
@@ -152,6 +153,8 @@ fn status(record: &OpenRecord, found: &Paths) -> Vec<PathStatus> {
         && bits & STATUS_DELETED != 0
         && (record.flags & flags::O_TMPFILE != 0 || record.links == 0 && named_so());
     let mut status: Vec<_> = STATUS.iter().filter(|(bit, _)| bits & bit != 0).map(|(_, status)| *status).collect();
+    // Such a file never had a name to lose.
+    status.retain(|status| *status != PathStatus::Deleted || !memfd && !tmpfile);
     status.extend(memfd.then_some(PathStatus::Memfd));
     status.extend(tmpfile.then_some(PathStatus::Tmpfile));
     status.sort_unstable();
@@ -186,7 +189,8 @@ impl Paths {
         }
         let above = body.get(Section::Above)?;
         let inner = |bytes: &[u8], status: u32| {
-            let cut = status & STATUS_TOO_LONG != 0 || body.record.status & STATUS_ABOVE_CUT != 0;
+            let cut = status & (STATUS_TOO_LONG | STATUS_DISCONNECTED) != 0
+                || body.record.status & STATUS_ABOVE_CUT != 0;
             let inner = assemble(&[within_mount(bytes), above].concat(), 0)?;
             Some((!cut).then(|| inner.into()))
         };

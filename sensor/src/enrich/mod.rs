@@ -5,7 +5,9 @@ mod cgroup;
 mod config;
 mod container;
 mod describe;
+mod files;
 mod hold;
+mod mounts;
 mod pod;
 mod pods;
 mod proc;
@@ -26,10 +28,10 @@ use self::{
     cgroup::{Cgroups, Lookup},
     config::{HOUSEKEEPING, SWEEP},
     container::Home,
+    files::{Called, Files, Opener},
     hold::{Hold, Homes, Waiting},
     pod::{Change, Pods},
     process::Processes,
-    roots::Roots,
     targets::Selection,
 };
 pub use self::{
@@ -63,7 +65,7 @@ pub struct Enrich {
     pods: Pods,
     hold: Hold,
     selection: Selection,
-    roots: Roots,
+    files: Files,
     policies: watch::Receiver<Arc<PolicySet>>,
     metrics: Arc<Metrics>,
     notices: Notices,
@@ -132,7 +134,7 @@ impl Enrich {
             pods: Pods::new(config.in_cluster(), notices.clone()),
             hold: Hold::new(config.hold.unsigned_abs()),
             selection,
-            roots: Roots::new(notices.clone()),
+            files: Files::new(notices.clone()),
             policies,
             metrics,
             notices,
@@ -235,7 +237,7 @@ impl Enrich {
     }
 
     /// What is known of the opener by now, and its containers.
-    fn enrich(&mut self, event: Event) -> (Enriched, Homes) {
+    fn enrich(&mut self, mut event: Event) -> (Enriched, Homes) {
         let (policies, now) = (self.policies.borrow().clone(), Instant::now());
         let identity = Identity { pid: event.pid, start_ns: event.start_ns };
         let opener = self.processes.look_up(&event, &policies);
@@ -253,13 +255,11 @@ impl Enrich {
         let moved =
             before.filter(|before| home.as_ref().is_none_or(|home| home.container.id != before.container.id));
         let homes = Homes { now: home, before: moved };
-        let known_as = match (&event.path, event.mount_ns) {
-            (Some(path), Some(namespace)) => {
-                let lineage = std::iter::once(event.pid).chain(ancestors.iter().map(|program| program.pid));
-                self.roots.names(namespace.into(), lineage, path.as_bytes(), &policies, now)
-            }
-            _ => Vec::new(),
-        };
+        let lineage: Vec<u32> =
+            std::iter::once(event.pid).chain(ancestors.iter().map(|program| program.pid)).collect();
+        let container = homes.now.as_ref().map(|home| home.container.as_ref());
+        let opener = Opener { container, lineage: &lineage, policies: &policies, now };
+        let Called { owner, known_as, target_known_as } = self.files.describe(&mut event, &opener);
         // Of one that there was no room for it is not known where it was before.
         let known = program.executable.is_some() && self.processes.knows(identity);
         let missing = [(!known).then_some(Missing::Program), (!certain).then_some(Missing::Cgroup)];
@@ -268,12 +268,13 @@ impl Enrich {
             ancestors,
             // In a user namespace anybody can be any user.
             user: event.ids.euid.filter(|_| event.user_ns == Some(INITIAL_USER_NAMESPACE)),
-            // What the host opens is its own; of a container's files it is not known yet.
-            owner: (certain && homes.now.is_none()).then_some(Owner::Own),
+            // What the host opens is its own.
+            owner: owner.or((certain && homes.now.is_none()).then_some(Owner::Own)),
             container: None,
             pod: None,
             moved_from: None,
             known_as,
+            target_known_as,
             cgroup_path,
             enrichment: Enrichment::Complete,
             missing: missing.into_iter().flatten().collect(),
@@ -392,7 +393,7 @@ fn home_of(found: Lookup) -> Option<Arc<Home>> {
 /// Whether some pattern of some policy may match the event's file. Without policies somebody looks at everything.
 fn is_watched(enriched: &Enriched, policies: &PolicySet) -> bool {
     let event = &enriched.event;
-    let views = [&event.path, &event.home, &event.requested, &event.target];
+    let views = [&event.path, &event.home, &event.requested, &event.target, &event.target_home];
     let is_hit = |name: &[u8]| {
         let mut hit = false;
         policies.matches(name, Namespace::Unknown, |_, _| hit = true);
@@ -400,6 +401,7 @@ fn is_watched(enriched: &Enriched, policies: &PolicySet) -> bool {
     };
     policies.policies.is_empty()
         || !enriched.known_as.is_empty()
+        || !enriched.target_known_as.is_empty()
         || views.into_iter().flatten().any(|view| names(view.as_bytes()).iter().any(|name| is_hit(name)))
 }
 

@@ -1,5 +1,5 @@
 //! What the literal paths of policies lead to, in every root: a policy may name a symbolic link, and the kernel tells
-//! the path behind it.
+//! the path behind it; and a file may have another name, by a hard link.
 //!
 //! The names on the way belong to whoever owns the container: each root is looked at by a thread of its own, and one
 //! that hangs there, in a file system of the owner's making, costs only that container's names.
@@ -8,7 +8,7 @@ use std::{
     ffi::OsStr,
     fs,
     os::{
-        fd::{AsFd as _, AsRawFd as _},
+        fd::{AsFd as _, AsRawFd as _, OwnedFd},
         unix::ffi::{OsStrExt as _, OsStringExt as _},
     },
     path::Path,
@@ -16,9 +16,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::fs::{Mode, OFlags, ResolveFlags, open, openat2};
+use rustix::fs::{Mode, OFlags, ResolveFlags, fstat, open, openat2};
 
-use super::trust::{host, mount_namespace};
+use super::{
+    mounts::device,
+    trust::{host, mount_namespace},
+};
 use crate::{event::Name, notice::Notices, policy::PolicySet, procfs};
 
 /// When what was found is looked up anew.
@@ -31,11 +34,37 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const THREADS: usize = 4;
 /// Most look-ups that may hang before no more are begun.
 const HANGING: usize = 64;
+/// Most files of one root that are remembered beside those that were looked up.
+const FILES: usize = 10_000;
 /// Most roots that are remembered.
 const CACHE_LIMIT: usize = 2000;
 
-/// Real paths, and the literals that lead there.
-type Links = BTreeMap<Vec<u8>, Vec<Name>>;
+/// A file, by the kernel's number of its device and its inode.
+type File = (u32, u64);
+
+/// What literals lead to.
+#[derive(Clone, Default)]
+struct Links {
+    /// The literals that lead to a path.
+    paths: BTreeMap<Vec<u8>, Vec<Name>>,
+    /// The literals that lead to a file.
+    files: HashMap<File, Vec<Name>>,
+}
+
+impl Links {
+    fn names(&self, path: &[u8], file: Option<File>) -> impl Iterator<Item = &Name> {
+        let by_path = self.paths.get(path).into_iter().flatten();
+        by_path.chain(file.and_then(|file| self.files.get(&file)).into_iter().flatten())
+    }
+}
+
+/// A place to look up literals in.
+pub(super) struct Where<I> {
+    /// Its mount namespace.
+    pub(super) namespace: u64,
+    /// Pids of processes that may be in it, the best first.
+    pub(super) lineage: I,
+}
 
 struct Root {
     links: Arc<Links>,
@@ -44,6 +73,8 @@ struct Root {
     since: Instant,
     /// A thread is at it.
     busy: bool,
+    /// What was learned since that thread began.
+    learned: Vec<(File, Name)>,
 }
 
 /// Roots by the inode of the mount namespace.
@@ -57,22 +88,23 @@ impl Roots {
         Self { known: Arc::default(), notices }
     }
 
-    /// The literals of `policies` that lead to `path` in mount namespace `namespace`, as far as they are known; what is
-    /// not is looked up meanwhile, through the first of `lineage`, pids of a process and its ancestors, that is there.
+    /// The literals of `policies` that lead to `path`, or to `file`, in a mount namespace, as far as they are known; what is
+    /// not is looked up meanwhile, through the first process that is there.
     pub(super) fn names(
         &self,
-        namespace: u64,
-        lineage: impl Iterator<Item = u32>,
+        place: Where<impl Iterator<Item = u32>>,
         path: &[u8],
+        file: Option<File>,
         policies: &Arc<PolicySet>,
         now: Instant,
     ) -> Vec<Name> {
+        let Where { namespace, lineage } = place;
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let root = known.get(&namespace);
         let fresh = root.is_some_and(|root| {
             root.busy || Arc::ptr_eq(&root.policies, policies) && now.duration_since(root.since) < REFRESH
         });
-        let found = root.and_then(|root| root.links.get(path)).cloned().unwrap_or_default();
+        let found = root.map(|root| root.links.names(path, file).cloned().collect()).unwrap_or_default();
         if let Some(root) = root.filter(|root| root.busy && now.duration_since(root.since) > DEADLINE) {
             let waiting = now.duration_since(root.since).as_secs();
             let detail = format!("links in mount namespace {namespace} are not resolved since {waiting} s");
@@ -95,11 +127,45 @@ impl Roots {
                 known.retain(|_, root| root.busy);
             }
             let links = known.get(&namespace).map(|root| root.links.clone()).unwrap_or_default();
-            known.insert(namespace, Root { links, policies: policies.clone(), since: now, busy: true });
+            known.insert(
+                namespace,
+                Root { links, policies: policies.clone(), since: now, busy: true, learned: Vec::new() },
+            );
             drop(known);
             self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
         }
         found
+    }
+
+    /// What a literal leads to in these namespaces from now on: a file was met there, or put there.
+    pub(super) fn met(&self, namespaces: &[u64], literal: &Name, file: File) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        for namespace in namespaces {
+            let Some(root) = known.get_mut(namespace) else { continue };
+            let is_known = |names: &Vec<Name>| names.contains(literal);
+            if root.links.files.get(&file).is_some_and(is_known) || root.links.files.len() >= FILES {
+                continue;
+            }
+            if root.busy {
+                root.learned.push((file, literal.clone()));
+            }
+            Arc::make_mut(&mut root.links).files.entry(file).or_default().push(literal.clone());
+        }
+    }
+
+    /// Something has changed on the way to a literal: it is looked up anew soon. `gone` is no more.
+    pub(super) fn changed(&self, namespaces: &[u64], gone: Option<File>, now: Instant) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let soon = now.checked_sub(REFRESH - RETRY).unwrap_or(now);
+        for namespace in namespaces {
+            let Some(root) = known.get_mut(namespace) else { continue };
+            if !root.busy {
+                root.since = root.since.min(soon);
+            }
+            if let Some(gone) = gone.filter(|gone| root.links.files.contains_key(gone)) {
+                Arc::make_mut(&mut root.links).files.remove(&gone);
+            }
+        }
     }
 
     fn start(&self, namespace: u64, lineage: Vec<u32>, policies: Arc<PolicySet>) {
@@ -118,7 +184,12 @@ impl Roots {
                 // A process that ended meanwhile had no root to look at; what was known before is still the best, and
                 // another process will do in a while.
                 match links {
-                    Some(links) => root.links = Arc::new(links),
+                    Some(mut links) => {
+                        for (file, literal) in root.learned.drain(..) {
+                            links.files.entry(file).or_default().push(literal);
+                        }
+                        root.links = Arc::new(links);
+                    }
                     None => root.since = root.since.checked_sub(REFRESH - RETRY).unwrap_or(root.since),
                 }
             }
@@ -132,21 +203,46 @@ impl Roots {
     }
 }
 
-/// What the literals of `policies` lead to in the root of process `pid`, where that is elsewhere; None if it is gone.
+/// What the literals of `policies` lead to in the root of process `pid`; None if it is gone.
 fn resolve(pid: u32, policies: &PolicySet) -> Option<Links> {
     let flags = OFlags::PATH | OFlags::CLOEXEC;
     let root = open(procfs::of(pid, "root"), flags | OFlags::DIRECTORY, Mode::empty()).ok()?;
-    let mut links = Links::new();
+    let devices = devices(&fs::read(procfs::of(pid, "mountinfo")).ok()?);
+    let mut links = Links::default();
     for literal in policies.literals() {
         // Most do not exist. The kernel follows 40 links at most, and none out of the root.
         let resolve = ResolveFlags::IN_ROOT | ResolveFlags::NO_MAGICLINKS;
         let path = OsStr::from_bytes(literal);
         let Ok(file) = openat2(root.as_fd(), path, flags, Mode::empty(), resolve) else { continue };
+        if let Some(id) = identity(&file, &devices) {
+            links.files.entry(id).or_default().push(literal.clone().into());
+        }
         let Ok(real) = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())) else { continue };
         let real = real.into_os_string().into_vec();
         if real != *literal {
-            links.entry(real).or_default().push(literal.clone().into());
+            links.paths.entry(real).or_default().push(literal.clone().into());
         }
     }
     Some(links)
+}
+
+/// The devices of the mounts of a /proc/PID/mountinfo, by the mount's number.
+fn devices(mounts: &[u8]) -> HashMap<u64, u32> {
+    let lines = mounts.split(|byte| *byte == b'\n');
+    let of_line = |line: &[u8]| {
+        let mut words = line.split(|byte| *byte == b' ');
+        let id = std::str::from_utf8(words.next()?).ok()?.parse().ok()?;
+        Some((id, device(words.nth(1)?)?))
+    };
+    lines.filter_map(of_line).collect()
+}
+
+/// What the kernel knows a file by. Its stat(2) may say otherwise: on btrfs of the device, on overlays of both. The
+/// number of the inode is in fdinfo from 5.14 on.
+fn identity(file: &OwnedFd, devices: &HashMap<u64, u32>) -> Option<File> {
+    let info = fs::read_to_string(format!("/proc/self/fdinfo/{}", file.as_raw_fd())).ok()?;
+    let field = |name| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse::<u64>().ok());
+    let device = devices.get(&field("mnt_id:")?)?;
+    let inode = field("ino:").or_else(|| fstat(file).ok().map(|stat| stat.st_ino))?;
+    Some((*device, inode))
 }

@@ -42,6 +42,22 @@ pub(super) fn host() -> u32 {
     })
 }
 
+/// The first process of the container that processes `lineage`, the nearest first, are in: the last on the way up to the
+/// host that has a mount namespace of its own. Nothing is decided by what it is, but what it shows is what the runtime made.
+pub(super) fn first_of_container(lineage: &[u32]) -> Option<u32> {
+    let outside = mount_namespace(host())?;
+    let mut first = lineage.iter().copied().find(|pid| mount_namespace(*pid).is_some_and(|own| own != outside))?;
+    for _ in 0..GENERATIONS {
+        match super::proc::parent_of(first) {
+            Some(parent) if parent != 0 && mount_namespace(parent).is_some_and(|own| own != outside) => {
+                first = parent
+            }
+            _ => return Some(first),
+        }
+    }
+    None
+}
+
 /// A program as the kernel reported it.
 pub(super) struct Candidate<'a> {
     /// Its path from the root of the process's mount namespace.

@@ -182,7 +182,10 @@ pub struct Event {
     pub mode: CaptureMode,
     /// The CPU that reported it.
     pub cpu: u32,
-    /// Gapless per CPU and mode, from 1; a gap is an event that the kernel could not hand over.
+    /// The kernel side's hook that reported it, by its number.
+    #[serde(default)]
+    pub hook: u16,
+    /// Gapless per CPU and hook, from 1; a gap is an event that the kernel could not hand over.
     pub sequence: u64,
     /// Process id as the node's /proc numbers it: what an operator there would type.
     pub pid: u32,

@@ -191,9 +191,12 @@ pub struct Enriched {
     /// Whose file it is, if that is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub owner: Option<Owner>,
-    /// Paths of policies that lead to this file in the opener's root, through symbolic links.
+    /// Paths of policies that lead to this file by other names: through symbolic links, or by a hard link.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub known_as: Vec<Name>,
+    /// The same of where the other name of a rename or link is.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub target_known_as: Vec<Name>,
     /// Whether the above is all there is to know.
     pub enrichment: Enrichment,
     /// What of it is not known.

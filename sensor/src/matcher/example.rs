@@ -122,6 +122,7 @@ pub fn event_of(example: &Example, pods: bool, namespace: Option<&str>) -> Enric
         moved_from: None,
         owner: Some(if in_pod && example.home.is_some() { Owner::Host } else { Owner::Own }),
         known_as: Vec::new(),
+        target_known_as: Vec::new(),
         enrichment: Enrichment::Complete,
         missing: Vec::new(),
     }
@@ -157,6 +158,7 @@ fn access(example: &Example) -> Event {
         boot_id: Uuid::nil(),
         mode: CaptureMode::Fexit,
         cpu: 0,
+        hook: 0,
         sequence: 1,
         pid: 2,
         tid: 2,

@@ -17,6 +17,8 @@ struct Sight<'a> {
     view: View,
     names: Vec<Cow<'a, [u8]>>,
     operations: Vec<Operation>,
+    /// The names are of where it lives.
+    home: bool,
 }
 
 /// A pattern of a policy that a view matches, by its place in the policy; and the place of the sight.
@@ -134,20 +136,28 @@ fn sights(enriched: &Enriched) -> Vec<Sight<'_>> {
             || !event.status.contains(&PathStatus::Chroot)
             || event.status.contains(&PathStatus::FdReplaced)
     });
-    let operations = event.operations();
-    let own = [(View::Path, event.path.as_ref()), (View::Home, event.home.as_ref()), (View::Requested, requested)];
-    let own = own.map(|(view, name)| (view, name, operations.clone()));
-    let target = (View::Target, event.target.as_ref(), event.target_operations());
-    let named =
-        own.into_iter().chain([target]).filter_map(|(view, name, operations)| Some((view, name?, operations)));
-    let mut sights: Vec<_> =
-        named.map(|(view, name, operations)| Sight { view, names: names(name.as_bytes()), operations }).collect();
-    let known = enriched.known_as.iter().map(|name| Sight {
-        view: View::Identity,
-        names: vec![Cow::Borrowed(name.as_bytes())],
-        operations: operations.clone(),
-    });
-    sights.extend(known);
+    let (done, done_there) = (event.operations(), event.target_operations());
+    let named = [
+        (View::Path, event.path.as_ref(), &done, false),
+        (View::Home, event.home.as_ref(), &done, true),
+        (View::Requested, requested, &done, false),
+        (View::Target, event.target.as_ref(), &done_there, false),
+        (View::Target, event.target_home.as_ref(), &done_there, true),
+    ];
+    let mut sights: Vec<_> = named
+        .into_iter()
+        .filter_map(|(view, name, operations, home)| {
+            Some(Sight { view, names: names(name?.as_bytes()), operations: operations.clone(), home })
+        })
+        .collect();
+    for (names, operations) in [(&enriched.known_as, done), (&enriched.target_known_as, done_there)] {
+        sights.extend(names.iter().map(|name| Sight {
+            view: View::Identity,
+            names: vec![Cow::Borrowed(name.as_bytes())],
+            operations: operations.clone(),
+            home: false,
+        }));
+    }
     sights
 }
 
@@ -169,7 +179,7 @@ fn judge(enriched: &Enriched, policy: &Compiled, sights: &[Sight<'_>], hits: &[H
         // Kept if no other view fires: the preferred one says most.
         let this = if !sight.operations.iter().any(|operation| spec.operations.contains(operation)) {
             Verdict::Operation(*view, *pattern)
-        } else if !owned(enriched, policy, *view) {
+        } else if !owned(enriched, policy, sight) {
             Verdict::Files
         } else if let Some(pattern) = excluded(enriched, policy, sight) {
             Verdict::Excluded(*view, pattern)
@@ -210,9 +220,9 @@ fn on_host(event: &Enriched) -> bool {
 }
 
 /// Whether the policy speaks of this file, seen so.
-fn owned(event: &Enriched, policy: &Compiled, view: View) -> bool {
+fn owned(event: &Enriched, policy: &Compiled, sight: &Sight<'_>) -> bool {
     // Where a file of the host lives is no business of a namespace's author.
-    if view == View::Home && event.owner != Some(Owner::Own) && policy.policy.kind == Kind::PathPolicy {
+    if sight.home && event.owner != Some(Owner::Own) && policy.policy.kind == Kind::PathPolicy {
         return false;
     }
     match (policy.policy.spec.files.unwrap_or_default(), event.owner) {

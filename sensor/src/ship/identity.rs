@@ -81,6 +81,7 @@ pub(super) fn event_id(agent: Uuid, event: &Event, policy: Option<&str>) -> Uuid
     hash.update(event.cpu.to_le_bytes());
     hash.update(event.sequence.to_le_bytes());
     hash.update([event.mode as u8]);
+    hash.update(event.hook.to_le_bytes());
     // A load of the programs counts from 1 again; the time tells the loads of one boot apart.
     hash.update(event.time.as_nanosecond().to_le_bytes());
     hash.update([u8::from(policy.is_some())]);

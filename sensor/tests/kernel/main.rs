@@ -417,7 +417,7 @@ fn every_open_at_full_speed_is_received_or_counted_as_lost() {
             seen.lost
         );
         assert!(received <= OPENS && received as u64 + seen.lost >= OPENS as u64);
-        let distinct: BTreeSet<_> = seen.events.iter().map(|e| (e.cpu, e.sequence)).collect();
+        let distinct: BTreeSet<_> = seen.events.iter().map(|e| (e.cpu, e.hook, e.sequence)).collect();
         assert_eq!(distinct.len(), seen.events.len(), "sequence numbers repeat");
     });
 }

@@ -1,0 +1,276 @@
+//! Where file systems are mounted: what turns a path within one into the path that an author writes, whatever mounts, roots
+//! and descriptors a process has put in between.
+use std::{
+    collections::HashMap,
+    fs,
+    time::{Duration, Instant},
+};
+
+use super::trust::{first_of_container, host, mount_namespace};
+use crate::{
+    event::{Container, Name, Owner},
+    procfs,
+};
+
+/// When a table is read anew.
+const REFRESH: Duration = Duration::from_secs(1);
+/// When it is read anew because it has no answer.
+const RETRY: Duration = Duration::from_millis(100);
+/// Most containers of which tables are remembered.
+const CACHE_LIMIT: usize = 2000;
+
+/// Where a part of a file system is mounted, by the kernel's number of its device.
+type Places = HashMap<u32, Vec<Place>>;
+
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    /// The part: a path in the file system.
+    root: Vec<u8>,
+    /// Where it is mounted.
+    at: Vec<u8>,
+}
+
+/// A mount namespace's table, as one process showed it.
+#[derive(Default)]
+struct Table {
+    places: Places,
+    /// Device of what is mounted at `/`.
+    root: Option<u32>,
+    /// Its mount namespace.
+    namespace: u64,
+    read: Option<Instant>,
+}
+
+/// The tables of the host and of containers.
+#[derive(Default)]
+pub(super) struct Mounts {
+    host: Table,
+    containers: HashMap<String, Table>,
+}
+
+/// Where a file lives, and whose it is.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Living {
+    pub(super) home: Option<Name>,
+    pub(super) owner: Option<Owner>,
+}
+
+impl Mounts {
+    /// Where `inner`, a path in the file system on `device`, is for the host.
+    pub(super) fn on_host(&mut self, device: u32, inner: &Name, now: Instant) -> Option<Name> {
+        self.host.refresh(now, Some(host()));
+        if let Some(found) = self.host.find(device, inner) {
+            return Some(found);
+        }
+        self.host.retry(now, Some(host()));
+        self.host.find(device, inner)
+    }
+
+    /// The same for a process in `container`; `lineage` are pids of it and its ancestors, the nearest first.
+    ///
+    /// What lies in the container's own root file system, or in a volume that the kubelet or the runtime has made for its
+    /// pod, is where the container sees it, and its own. All else that the host has mounted is the host's.
+    pub(super) fn in_container(
+        &mut self,
+        container: &Container,
+        lineage: &[u32],
+        device: u32,
+        inner: &Name,
+        now: Instant,
+    ) -> Living {
+        let host_root = {
+            self.host.refresh(now, Some(host()));
+            self.host.root
+        };
+        if self.containers.len() >= CACHE_LIMIT && !self.containers.contains_key(&container.id) {
+            self.containers.clear();
+        }
+        let table = self.containers.entry(container.id.clone()).or_default();
+        // The runtime has not changed its root yet.
+        if table.root.is_none() || table.root == host_root {
+            table.read = None;
+        }
+        if table.is_due(now, REFRESH) {
+            let known = table.namespace;
+            let first = first_of_container(lineage);
+            // Once it has moved itself to another namespace, what it shows is of its own making.
+            table.refresh(now, first.filter(|pid| known == 0 || mount_namespace(*pid) == Some(known)));
+        }
+        let own = table.find(device, inner);
+        if own.is_some() && table.root == Some(device) && device != host_root.unwrap_or_default() {
+            return Living { home: own, owner: Some(Owner::Own) };
+        }
+        match self.on_host(device, inner, now) {
+            Some(home) if is_made_for(home.as_bytes(), container) => Living { home: own, owner: Some(Owner::Own) },
+            Some(home) => Living { home: Some(home), owner: Some(Owner::Host) },
+            // Mounted in the container only.
+            None => Living { home: own, owner: None },
+        }
+    }
+
+    /// The mount namespace of a container, if it is known.
+    pub(super) fn namespace_of(&self, container: &Container) -> Option<u64> {
+        self.containers.get(&container.id).map(|table| table.namespace).filter(|namespace| *namespace != 0)
+    }
+}
+
+impl Table {
+    fn is_due(&self, now: Instant, after: Duration) -> bool {
+        self.read.is_none_or(|read| now.duration_since(read) >= after)
+    }
+
+    /// Reads the table through `pid`, if it is old; what cannot be read stays as it was.
+    fn refresh(&mut self, now: Instant, pid: Option<u32>) {
+        if !self.is_due(now, REFRESH) {
+            return;
+        }
+        self.read = Some(now);
+        let Some(pid) = pid else { return };
+        if let (Ok(text), Some(namespace)) = (fs::read(procfs::of(pid, "mountinfo")), mount_namespace(pid)) {
+            (self.places, self.root) = parse(&text);
+            self.namespace = namespace;
+        }
+    }
+
+    fn retry(&mut self, now: Instant, pid: Option<u32>) {
+        if self.is_due(now, RETRY) {
+            self.read = None;
+            self.refresh(now, pid);
+        }
+    }
+
+    /// Of several places the one that shows most of the file system, and of those the first: whoever mounts a part of it
+    /// elsewhere shows less, or comes later.
+    fn find(&self, device: u32, inner: &Name) -> Option<Name> {
+        let inner = inner.as_bytes();
+        let places = self.places.get(&device)?.iter();
+        let fits = places.filter_map(|place| Some((place, below(inner, &place.root)?)));
+        let (place, rest) = fits.min_by_key(|(place, _)| place.root.len())?;
+        let at = place.at.strip_suffix(b"/").unwrap_or(&place.at);
+        let path = [at, rest].concat();
+        Some(if path.is_empty() { "/".into() } else { path.into() })
+    }
+}
+
+/// What follows directory `root` in `path`, with its slash; None if it is not in there.
+fn below<'a>(path: &'a [u8], root: &[u8]) -> Option<&'a [u8]> {
+    let root = root.strip_suffix(b"/").unwrap_or(root);
+    path.strip_prefix(root).filter(|rest| rest.first().is_none_or(|byte| *byte == b'/'))
+}
+
+/// Whether a path of the host is what the kubelet has made for the pod of `container`, or the runtime for a sandbox: host
+/// name, hosts and resolver of it.
+fn is_made_for(home: &[u8], container: &Container) -> bool {
+    let names: Vec<&[u8]> = home.split(|byte| *byte == b'/').collect();
+    let uid = container.pod_uid.as_deref().map(str::as_bytes);
+    let of_kubelet =
+        names.windows(3).any(|window| matches!(window, [b"kubelet", b"pods", pod] if Some(*pod) == uid));
+    let of_runtime = names.windows(3).any(|window| {
+        let [kind, id, file] = window else { return false };
+        let kind = matches!(*kind, b"sandboxes" | b"overlay-containers");
+        let file = matches!(*file, b"hostname" | b"hosts" | b"resolv.conf" | b"shm" | b"userdata");
+        kind && file && id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit)
+    });
+    of_kubelet || of_runtime
+}
+
+/// A /proc/PID/mountinfo (proc_pid_mountinfo(5)), and the device of its root.
+fn parse(text: &[u8]) -> (Places, Option<u32>) {
+    let (mut places, mut root) = (Places::new(), None);
+    for line in text.split(|byte| *byte == b'\n') {
+        let mut words = line.split(|byte| *byte == b' ').skip(2);
+        let (Some(device), Some(part), Some(at)) = (words.next().and_then(device), words.next(), words.next())
+        else {
+            continue;
+        };
+        // The last mount there is the one that is seen.
+        if at == b"/" {
+            root = Some(device);
+        }
+        places.entry(device).or_default().push(Place { root: unescape(part), at: unescape(at) });
+    }
+    (places, root)
+}
+
+/// `8:1` as the kernel holds it: 12 bits major, 20 bits minor.
+pub(super) fn device(text: &[u8]) -> Option<u32> {
+    let (major, minor) = std::str::from_utf8(text).ok()?.split_once(':')?;
+    Some(major.parse::<u32>().ok()? << 20 | minor.parse::<u32>().ok()?)
+}
+
+/// `\040` and its like (mangle() of fs/seq_file.c).
+fn unescape(text: &[u8]) -> Vec<u8> {
+    let mut plain = Vec::with_capacity(text.len());
+    let mut rest = text;
+    while let Some((first, after)) = rest.split_first() {
+        let digits =
+            after.get(..3).filter(|digits| *first == b'\\' && digits.iter().all(|d| (b'0'..b'8').contains(d)));
+        if let Some(digits) = digits {
+            plain.push(digits.iter().fold(0u8, |value, digit| value.wrapping_mul(8).wrapping_add(digit - b'0')));
+            rest = after.get(3..).unwrap_or_default();
+        } else {
+            plain.push(*first);
+            rest = after;
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TABLE: &str = "1 0 8:1 / / rw - ext4 /dev/sda1 rw
+2 1 0:5 / /proc rw - proc proc rw
+3 1 8:1 /home/ann /mnt/with\\040space rw - ext4 /dev/sda1 rw
+4 1 8:1 / /late rw - ext4 /dev/sda1 rw
+5 1 0:40 /@data /data rw - btrfs /dev/sdb rw
+6 1 0:40 /@data/x /x rw - btrfs /dev/sdb rw
+broken
+";
+
+    fn table() -> Table {
+        let (places, root) = parse(TABLE.as_bytes());
+        Table { places, root, ..Table::default() }
+    }
+
+    #[test]
+    fn a_file_lives_where_most_of_its_file_system_is_seen() {
+        let table = table();
+        assert_eq!(table.root, Some(8 << 20 | 1));
+        for (device, inner, want) in [
+            (8 << 20 | 1, "/etc/shadow", Some("/etc/shadow")),
+            (8 << 20 | 1, "/home/ann/x", Some("/home/ann/x")),
+            (8 << 20 | 1, "/", Some("/")),
+            (40, "/@data", Some("/data")),
+            (40, "/@data/x/y", Some("/data/x/y")),
+            (40, "/@database/x", None),
+            (40, "/@other", None),
+            (41, "/x", None),
+        ] {
+            assert_eq!(table.find(device, &inner.into()), want.map(Name::from), "{inner}");
+        }
+        assert_eq!(table.places[&(8 << 20 | 1)][1].at, b"/mnt/with space");
+        assert_eq!(unescape(b"a\\134b\\04"), b"a\\b\\04");
+    }
+
+    #[test]
+    fn what_was_made_for_a_pod_is_its_own() {
+        let uid = "11111111-2222-3333-4444-555555555555";
+        let container = Container { pod_uid: Some(uid.into()), ..Container::default() };
+        let sandbox = "0".repeat(64);
+        for (path, own) in [
+            (format!("/var/lib/kubelet/pods/{uid}/etc-hosts"), true),
+            (format!("/var/lib/kubelet/pods/{uid}/volumes/kubernetes.io~empty-dir/d/f"), true),
+            ("/var/lib/kubelet/pods/another/etc-hosts".to_owned(), false),
+            ("/var/lib/kubelet/config.yaml".to_owned(), false),
+            (format!("/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/{sandbox}/resolv.conf"), true),
+            (format!("/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/{sandbox}/other"), false),
+            ("/var/lib/containerd/io.containerd.grpc.v1.cri/sandboxes/x/resolv.conf".to_owned(), false),
+            ("/etc/shadow".to_owned(), false),
+        ] {
+            assert_eq!(is_made_for(path.as_bytes(), &container), own, "{path}");
+        }
+        assert!(!is_made_for(b"/var/lib/kubelet/pods//x", &Container::default()));
+    }
+}

@@ -1,0 +1,255 @@
+//! Whether what was seen of a case is what the attack knows of it.
+use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
+
+use attack::{BEGIN, CASES, Case, END};
+use sensor::event::{CaptureMode, Enriched, Name, PathStatus};
+
+/// What is made of a case on a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Cell {
+    /// One event, with the right path, process, operation and outcome.
+    Right,
+    /// The same, with the path marked as one that may be another.
+    Flagged,
+    /// No event.
+    NotSeen,
+    /// Anything else.
+    Wrong,
+    /// This kernel or machine has no such thing.
+    NotTried,
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Right => "right",
+            Self::Flagged => "flagged",
+            Self::NotSeen => "not seen",
+            Self::Wrong => "WRONG",
+            Self::NotTried => "not tried",
+        })
+    }
+}
+
+/// What is said of a case.
+pub(crate) struct Answer {
+    pub(crate) case: &'static str,
+    pub(crate) cell: Cell,
+    /// By which name the file was told, which marks its path has, or what is wrong.
+    pub(crate) detail: String,
+}
+
+/// Marks that say that the path may be another; the others say something of the file or of the process.
+fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
+    match status {
+        PathStatus::Detached
+        | PathStatus::ForeignMount
+        | PathStatus::Disconnected
+        | PathStatus::TooLong
+        | PathStatus::FdReplaced
+        | PathStatus::RequestedCut => true,
+        // On every event that is found through a descriptor, or through the process's memory.
+        PathStatus::FdRacePossible | PathStatus::RequestedUntrusted => mode != CaptureMode::Tracepoint,
+        PathStatus::Chroot
+        | PathStatus::Covered
+        | PathStatus::Deleted
+        | PathStatus::Memfd
+        | PathStatus::Tmpfile => false,
+    }
+}
+
+/// What was seen of a case that process `pid` did. What system calls do not show is not seen, for the reason that the case
+/// has, whatever else of it they show.
+pub(crate) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
+    let answer = judge_seen(case, base, pid, events);
+    let excused = mode == CaptureMode::Tracepoint && !case.untraced.is_empty();
+    match answer.cell {
+        Cell::NotSeen | Cell::Wrong if excused => {
+            Answer { cell: Cell::NotSeen, detail: case.untraced.to_owned(), ..answer }
+        }
+        Cell::NotSeen => Answer { cell: Cell::Wrong, detail: "no event".to_owned(), ..answer },
+        _ => answer,
+    }
+}
+
+fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -> Answer {
+    let answer = |cell, detail| Answer { case: case.name, cell, detail };
+    let of_case =
+        |event: &&Enriched| event.event.pid == pid || event.ancestors.iter().any(|ancestor| ancestor.pid == pid);
+    let mut own: Vec<&Enriched> = events.iter().filter(of_case).collect();
+    own.sort_by_key(|event| event.event.time);
+    let at = |mark| {
+        let name = format!("/{mark}{}", case.name);
+        own.iter()
+            .position(|event| is_named(event.event.requested.as_ref(), |path| path.ends_with(name.as_bytes())))
+    };
+    let (Some(begin), Some(end)) = (at(BEGIN), at(END)) else {
+        return answer(Cell::Wrong, "its beginning or its end was not seen".to_owned());
+    };
+    let seen = own.get(begin + 1..end).unwrap_or_default();
+    match seen {
+        [] => answer(Cell::NotSeen, String::new()),
+        [event] => match wrong(case, base, event) {
+            Some(why) => answer(Cell::Wrong, why),
+            None => {
+                let doubts = event.event.status.iter().any(|status| is_doubt(*status, event.event.mode));
+                let names = named_by(case, base, event).join(" ");
+                let marks: Vec<String> = event.event.status.iter().map(PathStatus::to_string).collect();
+                answer(if doubts { Cell::Flagged } else { Cell::Right }, format!("{names}\t{}", marks.join(" ")))
+            }
+        },
+        more => answer(Cell::Wrong, format!("{} events: {}", more.len(), tell(more))),
+    }
+}
+
+fn tell(events: &[&Enriched]) -> String {
+    let one = |event: &&Enriched| {
+        let e = &event.event;
+        format!(
+            "{} {:?} of {:?}/{:?} by {} = {} {:?}",
+            e.deed(),
+            e.call,
+            e.path,
+            e.requested,
+            e.comm,
+            e.result,
+            e.status
+        )
+    };
+    events.iter().map(one).collect::<Vec<_>>().join("; ")
+}
+
+fn is_named(name: Option<&Name>, is: impl Fn(&[u8]) -> bool) -> bool {
+    name.is_some_and(|name| is(name.as_bytes()))
+}
+
+/// The views that name the file that is watched.
+fn named_by(case: &Case, base: &Path, event: &Enriched) -> Vec<&'static str> {
+    let secret = case.secret(base);
+    let is_it = |name: Option<&Name>| is_named(name, |path| path == secret.as_os_str().as_bytes());
+    let e = &event.event;
+    let views = [
+        ("path", is_it(e.path.as_ref())),
+        ("home", is_it(e.home.as_ref())),
+        ("requested", is_it(e.requested.as_ref())),
+        ("target", is_it(e.target.as_ref())),
+        ("target_home", is_it(e.target_home.as_ref())),
+        ("identity", event.known_as.iter().any(|name| is_it(Some(name)))),
+    ];
+    views.into_iter().filter(|(_, is)| *is).map(|(view, _)| view).collect()
+}
+
+/// Why an event is not the right answer.
+fn wrong(case: &Case, base: &Path, event: &Enriched) -> Option<String> {
+    let e = &event.event;
+    let fault = |what: &str, got: String| Some(format!("{what}: {got}"));
+    let deed = e.deed().replace(',', "");
+    // A file that is made and cut by one call is both.
+    if deed != case.operation {
+        return fault("operation", deed);
+    }
+    if e.result != case.result {
+        return fault("result", e.result.to_string());
+    }
+    let said = |status: &&PathStatus| {
+        !is_doubt(**status, e.mode)
+            && !matches!(status, PathStatus::FdRacePossible | PathStatus::RequestedUntrusted)
+    };
+    let marks: Vec<String> = e.status.iter().filter(said).map(PathStatus::to_string).collect();
+    if e.path.is_some() && marks != case.marks {
+        return fault("marks", marks.join(" "));
+    }
+    let unknown = e.status.iter().find(|status| {
+        let word = status.to_string();
+        is_doubt(**status, e.mode) && !case.flags.contains(&word.as_str())
+    });
+    if let Some(status) = unknown {
+        return fault("mark", status.to_string());
+    }
+    let traced = e.mode == CaptureMode::Tracepoint;
+    // Of what system calls say of names, the letters are all there is.
+    let by_letters = traced && e.path.is_none();
+    let doubtful = e.status.iter().any(|status| is_doubt(*status, e.mode));
+    if !by_letters
+        && !case.path.is_empty()
+        && !doubtful
+        && !is_named(e.path.as_ref(), |path| fits(case, base, path))
+    {
+        return fault("path", format!("{:?} {:?}", e.path, e.status));
+    }
+    let names = named_by(case, base, event);
+    let named = case.named_by.is_empty() || !names.is_empty() && (by_letters || names.contains(&case.named_by));
+    if !named {
+        let others = (&e.path, &e.home, &e.requested, &e.target, &e.target_home, &event.known_as);
+        return fault("names", format!("{names:?} of {others:?} {:?}", e.status));
+    }
+    None
+}
+
+/// Whether a path is what the case says.
+fn fits(case: &Case, base: &Path, path: &[u8]) -> bool {
+    let (dir, secret) = (case.dir(base), case.secret(base));
+    let m256 = "/m".repeat(256);
+    let parts = [
+        ("{m256}", m256.as_str()),
+        ("{d40}", &"/d".repeat(40)),
+        ("{w32}", &format!("/{}", "d".repeat(250)).repeat(32)),
+    ];
+    if case.path == "{secret}" {
+        return path == secret.as_os_str().as_bytes();
+    }
+    let mut want = case.path.replace("{dir}", dir.to_str().unwrap());
+    for (part, text) in parts {
+        want = want.replace(part, text);
+    }
+    if let Some(tail) = want.strip_prefix("{tail}") {
+        return path.ends_with(tail.as_bytes());
+    }
+    match want.strip_suffix('#') {
+        Some(before) => path
+            .strip_prefix(format!("{before}#").as_bytes())
+            .is_some_and(|rest| rest.iter().all(u8::is_ascii_digit)),
+        None => path == want.as_bytes(),
+    }
+}
+
+/// The judge finds every fault that is planted in a right answer.
+pub(crate) fn find_planted_faults() {
+    let base = Path::new("/base");
+    let case = CASES.iter().find(|case| case.name == "open").unwrap();
+    let event = |name: &str, path: bool, time: &str| -> Enriched {
+        let document = serde_json::json!({
+            "time": time, "boot_id": "00000000-0000-0000-0000-000000000000", "mode": "fexit", "cpu": 0, "sequence": 1,
+            "pid": 7, "tid": 7, "start_ns": 0, "cgroup_id": 1, "uid": 0, "gid": 0, "comm": "x", "flags": 0,
+            "result": if path { 0 } else { -2 }, "file": null, "path": if path { Some(name) } else { None }, "home": null,
+            "requested": if path { None } else { Some(name) }, "status": [],
+            "process": {"pid": 7, "start_ns": 0, "executable": null, "args": []}, "ancestors": [], "cgroup_path": null,
+            "container": null, "enrichment": "complete",
+        });
+        serde_json::from_value(document).unwrap()
+    };
+    let begin = event("/@begin-open", false, "2026-01-01T00:00:01Z");
+    let end = event("/@end-open", false, "2026-01-01T00:00:03Z");
+    let right = event("/base/open/secret", true, "2026-01-01T00:00:02Z");
+    let cell = |events: &[Enriched]| judge(case, base, 7, CaptureMode::Fexit, events).cell;
+    assert_eq!(cell(&[begin.clone(), right.clone(), end.clone()]), Cell::Right);
+    assert_eq!(cell(&[begin.clone(), end.clone()]), Cell::Wrong);
+    assert_eq!(cell(&[begin.clone(), right.clone(), right.clone(), end.clone()]), Cell::Wrong);
+    assert_eq!(cell(&[begin.clone(), right.clone()]), Cell::Wrong);
+    let planted: [fn(&mut Enriched); 6] = [
+        |event| event.event.path = Some("/elsewhere".into()),
+        |event| event.event.result = -13,
+        |event| event.event.flags = 1,
+        |event| event.event.status = vec![PathStatus::Covered],
+        |event| event.event.path = None,
+        |event| event.event.status = vec![PathStatus::FdRacePossible],
+    ];
+    for plant in planted {
+        let mut bent = right.clone();
+        plant(&mut bent);
+        assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
+    }
+    let mut other = right;
+    other.event.pid = 8;
+    assert_eq!(cell(&[begin, other, end]), Cell::Wrong);
+}

@@ -1,0 +1,133 @@
+//! Every way to reach a file that e2e/attack knows of, on the kernel that runs this, held to what the attack itself knows
+//! of what it did. With `table` it makes docs/coverage.md of what several kernels have said.
+#![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "what it says is its result")]
+mod judge;
+mod table;
+
+use std::{path::Path, process::Command, sync::Arc};
+
+use attack::{CASES, Tried};
+use judge::{Answer, Cell};
+use sensor::{
+    capture::{Capture, Config, Error, Mode},
+    enrich::{self, Enrich, Inputs, Outputs},
+    event::{CaptureMode, Enriched},
+    hierarchy::Hierarchy,
+    metrics::Metrics,
+    notice::Notices,
+    policy::{Directory, PolicySet},
+};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.first().map(String::as_str) {
+        Some("attack") => {
+            for Tried { name, pid, failed } in attack::run(Path::new(&arguments[1]), &arguments[2..]) {
+                println!("{name}\t{pid}\t{}", failed.unwrap_or_default().replace(['\n', '\t'], " "));
+            }
+        }
+        Some("table") => table::write(&arguments[1..]),
+        _ => in_each_mode(&arguments),
+    }
+}
+
+/// Prints a line a case and mode, and fails if one is wrong. `only` some cases.
+fn in_each_mode(only: &[String]) {
+    let only: Vec<String> = only.iter().filter(|name| !name.starts_with('-')).cloned().collect();
+    judge::find_planted_faults();
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let (mut ran, mut bad) = (0, 0);
+    for mode in [Mode::Fexit, Mode::Tracepoint] {
+        let (seen_as, answers) = match attacked(mode, &only) {
+            Ok(answers) => answers,
+            Err(why) if mode == Mode::Fexit && std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none() => {
+                println!("coverage: fexit is not to be had on {}: {}", kernel.trim(), first_line(&why));
+                continue;
+            }
+            Err(why) => panic!("{mode:?}: {why}"),
+        };
+        for Answer { case, cell, detail } in answers {
+            println!("COVERAGE\t{}\t{seen_as}\t{case}\t{cell}\t{detail}", kernel.trim());
+            ran += 1;
+            bad += usize::from(cell == Cell::Wrong);
+        }
+    }
+    assert!(ran > 0);
+    println!("coverage: {ran} answers, {bad} of them wrong");
+    assert_eq!(bad, 0, "wrong answers");
+}
+
+fn first_line(why: &Error) -> String {
+    why.to_string().lines().next().unwrap_or_default().to_owned()
+}
+
+/// Does all cases under the eyes of capture and enrich, and says what was seen of each.
+fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), Error> {
+    let base = tempfile::tempdir().unwrap();
+    let base = base.path().canonicalize().unwrap();
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    let (metrics, notices): (Arc<Metrics>, _) = (Arc::default(), Notices::default());
+    let config = Config { mode, walk_rounds: 1024, ..Config::default() };
+    let (capture, observations) = Capture::new(&config, &hierarchy, metrics.clone(), notices.clone())?;
+    let seen_as = capture.mode();
+    let (_sets, policies) = watch::channel(Arc::new(policies(&base)));
+    let config = enrich::Config::default();
+    let mut tasks = tokio::task::JoinSet::new();
+    let pods =
+        enrich::watch_pods(&config, "node".to_owned(), policies.clone(), notices.clone(), &mut tasks).unwrap();
+    let inputs = Inputs { observations, pods };
+    let (stage, Outputs { mut enriched, .. }) =
+        Enrich::new(&config, hierarchy, inputs, policies, metrics.clone(), notices);
+    let stop = CancellationToken::new();
+    tokio::spawn(capture.run(stop.clone()));
+    let handle = tokio::runtime::Handle::current();
+    std::thread::spawn(move || handle.block_on(stage.run()));
+    let collect = std::thread::spawn(move || {
+        let mut events = Vec::new();
+        while let Some(event) = enriched.blocking_recv() {
+            events.push(event);
+        }
+        events
+    });
+    let output =
+        Command::new(std::env::current_exe().unwrap()).arg("attack").arg(&base).args(only).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    stop.cancel();
+    let events: Vec<Enriched> = collect.join().unwrap();
+    assert_eq!(
+        metrics.opens_lost.get() + metrics.skipped.get() + metrics.undecodable.get(),
+        0,
+        "events were lost"
+    );
+    let told = String::from_utf8(output.stdout).unwrap();
+    Ok((seen_as, told.lines().map(|line| answer(line, &base, seen_as, &events)).collect()))
+}
+
+/// A policy that names the watched file of each case.
+fn policies(base: &Path) -> PolicySet {
+    let paths: Vec<String> =
+        CASES.iter().filter_map(|case| case.secret(base).to_str().map(str::to_owned)).collect();
+    let spec = serde_json::json!({
+        "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy", "metadata": {"name": "watched"},
+        "spec": {"subjects": "all", "paths": paths.iter().filter(|path| !path.contains(['\n', '\u{1b}'])).collect::<Vec<_>>()},
+    });
+    let loaded = Directory::read_text(spec.to_string().as_bytes(), sensor::matcher::run_examples);
+    assert_eq!(loaded.set.policies.len(), 1, "{:#?}", loaded.diagnostics);
+    PolicySet::new(loaded.set.policies.clone())
+}
+
+/// What was seen of the case that a line of the attack's is about.
+fn answer(line: &str, base: &Path, mode: CaptureMode, events: &[Enriched]) -> Answer {
+    let mut words = line.split('\t');
+    let (name, pid, failed) = (words.next().unwrap(), words.next().unwrap(), words.next().unwrap_or_default());
+    let case = CASES.iter().find(|case| case.name == name).unwrap();
+    if !failed.is_empty() {
+        return Answer { case: case.name, cell: Cell::NotTried, detail: failed.to_owned() };
+    }
+    judge::judge(case, base, pid.parse().unwrap(), mode, events)
+}
