@@ -11,10 +11,12 @@ export RUSTUP_HOME
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RELEASE := target/$(shell uname -m)-unknown-linux-gnu/release/pathwatch
 KERNELS ?= 5.10 6.12
+# Every way to reach a file is tried on these.
+COVERED := 5.10 6.1 6.12 7
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release coverage test-unit test-mutants test-fuzz test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -31,7 +33,7 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node
 
-test: test-unit test-mutants test-fuzz test-native test-guests ## all tests: units, this kernel, a real broker and API server, guest kernels
+test: test-unit test-mutants test-fuzz test-native test-guests coverage ## all tests: units, this kernel, a real broker and API server, guest kernels
 
 test-unit:
 	e2e/setup.sh build
@@ -55,6 +57,10 @@ test-guests:
 	for kernel in $(KERNELS); do \
 	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
 	done
+
+coverage: ## every way to reach a file, on four guest kernels and this one: docs/coverage.md
+	GUEST_KERNELS="$(COVERED)" e2e/setup.sh build guests
+	e2e/coverage.sh $(COVERED)
 
 e2e: release ## the README's journey, and helm install in a real cluster, on this kernel and in a guest
 	GUEST_KERNELS=6.12 e2e/setup.sh build e2e cluster kafka containers node guests

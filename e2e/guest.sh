@@ -52,7 +52,16 @@ root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
 cp "$cache/busybox" "$root/bin/busybox"
 cp "$binary" "$root/bin/workload"
 cp "$cache/kernels/$kernel/modules/overlay.ko" "$root/"
-cat > "$root/init" <<S
+# The first root cannot be left by pivot_root(2); a system's own root can.
+cat > "$root/init" <<'S'
+#!/bin/busybox sh
+/bin/busybox mkdir /root
+/bin/busybox mount -t tmpfs root /root
+/bin/busybox cp -a /bin /dev /etc /proc /sys /tmp /start /overlay.ko /root/
+exec /bin/busybox switch_root /root /start
+S
+chmod +x "$root/init"
+cat > "$root/start" <<S
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
 export PATH=/bin HOME=/ RUST_BACKTRACE=1 PATHWATCH_REQUIRE_FEXIT=1
@@ -65,11 +74,11 @@ mount -t tmpfs tmp /tmp
 ip link set lo up
 insmod /overlay.ko
 echo "GUEST-UP \$(uname -r)"
-/bin/workload$(printf ' %q' "$@")
+/bin/workload$([ $# -eq 0 ] || printf ' %q' "$@")
 echo "GUEST-EXIT \$?"
 poweroff -f
 S
-chmod +x "$root/init"
+chmod +x "$root/start"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initrd"
 
 run() {

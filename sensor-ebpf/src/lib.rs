@@ -31,8 +31,8 @@ pub enum Hook {
     SysExit = 1,
     /// Around `do_handle_open`: open_by_handle_at(2).
     DoHandleOpen = 2,
-    /// Around `do_sys_truncate` (`ksys_truncate` from 7.3): truncate(2).
-    DoSysTruncate = 3,
+    /// fexit of `vfs_truncate`: truncate(2) of a file that was found.
+    VfsTruncate = 3,
     /// Around `do_renameat2` (`filename_renameat2` from 7.3): rename(2) and its kin.
     DoRenameat2 = 4,
     /// Around `do_linkat` (`filename_linkat` from 7.3): link(2) and its kin.
@@ -41,22 +41,24 @@ pub enum Hook {
     DoUnlinkat = 6,
     /// Around `do_rmdir` (`filename_rmdir` from 7.3): rmdir(2) and its kin.
     DoRmdir = 7,
+    /// Around `__x64_sys_truncate`: truncate(2) that found no file.
+    SysTruncate = 8,
     /// BTF tracepoint `sched_process_exec`: an [`OpenRecord`] of the program.
-    SchedProcessExec = 8,
+    SchedProcessExec = 9,
     /// BTF tracepoint `sched_process_fork`: a [`ForkRecord`].
-    SchedProcessFork = 9,
+    SchedProcessFork = 10,
     /// BTF tracepoint `sched_process_exit`: a [`RecordHeader`] alone.
-    SchedProcessExit = 10,
+    SchedProcessExit = 11,
     /// BTF tracepoint `cgroup_mkdir`: a [`CgroupRecord`].
-    CgroupMkdir = 11,
+    CgroupMkdir = 12,
     /// BTF tracepoint `cgroup_rmdir`: a [`CgroupRecord`].
-    CgroupRmdir = 12,
+    CgroupRmdir = 13,
 }
 
 /// Number of [`Hook`]s.
-pub const HOOKS: usize = 13;
+pub const HOOKS: usize = 14;
 /// The first so many of them report what is done to files, the others processes and cgroups.
-pub const OPEN_HOOKS: usize = 8;
+pub const OPEN_HOOKS: usize = 9;
 
 /// The programs of a hook. One *around* a call has three: the call's beginning, the place in it where the kernel knows
 /// the file, and its end.

@@ -32,6 +32,8 @@ static SCRATCH_DO_FILP_OPEN: PerCpuArray<Scratch> = PerCpuArray::with_max_entrie
 #[map]
 static SCRATCH_SYS_EXIT: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 #[map]
+static SCRATCH_VFS_TRUNCATE: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+#[map]
 static SCRATCH_SCHED_PROCESS_EXEC: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 
 /// Most calls that may be under way at a time between the two ends of which something is kept.
@@ -51,10 +53,11 @@ pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
     match hook {
         Hook::DoFilpOpen => SCRATCH_DO_FILP_OPEN.get_ptr_mut(0),
         Hook::SysExit => SCRATCH_SYS_EXIT.get_ptr_mut(0),
+        Hook::VfsTruncate => SCRATCH_VFS_TRUNCATE.get_ptr_mut(0),
         Hook::SchedProcessExec => SCRATCH_SCHED_PROCESS_EXEC.get_ptr_mut(0),
         // Their records are kept from one end of a call to the other.
         Hook::DoHandleOpen
-        | Hook::DoSysTruncate
+        | Hook::SysTruncate
         | Hook::DoRenameat2
         | Hook::DoLinkat
         | Hook::DoUnlinkat

@@ -73,8 +73,7 @@ pub(crate) struct Start {
 pub(crate) enum Source {
     Kernel(u64),
     User(u64),
-    /// User memory that is read another time; zero for none.
-    Later(u64),
+    None,
 }
 
 /// Borrow of a scratch that is this run's alone.
@@ -91,7 +90,7 @@ impl Source {
         match self {
             Self::Kernel(from) => read::<u8>(from, 0) as u32,
             Self::User(from) => read_user::<u8>(from) as u32,
-            Self::Later(_) => 0,
+            Self::None => 0,
         }
     }
 }
@@ -227,7 +226,7 @@ impl Builder {
             Source::Kernel(from) => unsafe { bpf_probe_read_kernel_str(to, size, from as *const _) },
             // SAFETY: as above.
             Source::User(from) => unsafe { bpf_probe_read_user_str(to, size, from as *const _) },
-            Source::Later(_) => 0,
+            Source::None => 0,
         };
         // The helper counts the NUL and returns the full size when it had to cut.
         if copied <= 0 || copied >= REQUESTED_LIMIT as i64 {

@@ -107,12 +107,19 @@ fn only_lib_names_all_stages(tree: &Tree) -> Vec<String> {
 }
 
 fn unsafe_stays_in_its_place(tree: &Tree) -> Vec<String> {
-    let places = ["sensor/src/capture/mod.rs", "sensor/src/memory.rs"];
+    let places = ["sensor/src/capture/mod.rs", "sensor/src/capture/selftest.rs", "sensor/src/memory.rs"];
     let free = |name: &str| name.starts_with("sensor/src/") && !places.contains(&name);
     let word = "unsafe {";
     rust(tree)
         .filter(|(n, _)| free(n))
-        .flat_map(|(n, t)| without(n, t, &[word], "unsafe is for capture/mod.rs, memory.rs and the kernel side"))
+        .flat_map(|(n, t)| {
+            without(
+                n,
+                t,
+                &[word],
+                "unsafe is for capture/mod.rs, capture/selftest.rs, memory.rs and the kernel side",
+            )
+        })
         .collect()
 }
 
@@ -152,8 +159,10 @@ fn both_sides_have_the_same_globals(tree: &Tree) -> Vec<String> {
     let declared =
         code(declared).flat_map(|(_, line)| line.split(',')).map(str::trim).filter(|word| !word.is_empty());
     let declared: BTreeSet<&str> = declared.collect();
-    let filled = tree["sensor/src/capture/offsets.rs"].lines().chain(tree["sensor/src/capture/load.rs"].lines());
-    let filled: BTreeSet<&str> = filled
+    let files = ["offsets", "load", "hooks"].map(|name| &tree[&format!("sensor/src/capture/{name}.rs")]);
+    let filled: BTreeSet<&str> = files
+        .into_iter()
+        .flat_map(|text| text.lines())
         .flat_map(|line| line.split('(').skip(1))
         .filter_map(|after| after.strip_prefix('"')?.split_once('"').map(|(name, _)| name))
         .filter(|name| name.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit() || b == b'_'))
@@ -187,15 +196,25 @@ fn the_map_is_true(tree: &Tree) -> Vec<String> {
 }
 
 fn every_hook_says_what_it_relies_on(tree: &Tree) -> Vec<String> {
-    let hooks = rust(tree).filter(|(name, _)| name.starts_with("sensor-ebpf/src/hooks/"));
-    let attached = hooks.flat_map(|(name, text)| {
-        let lines: Vec<&str> = text.lines().collect();
-        let at = (0..lines.len())
-            .filter(|n| lines[*n].starts_with("#[fexit") || lines[*n].starts_with("#[btf_tracepoint"));
-        let bare = at.filter(|n| *n == 0 || !lines[n - 1].starts_with("// match-proto: ")).collect::<Vec<_>>();
-        bare.into_iter().map(move |n| format!("{name}:{}: no match-proto comment above the hook", n + 1))
-    });
-    attached.collect()
+    let loader = &tree["sensor/src/capture/hooks.rs"];
+    let mut faults = Vec::new();
+    for (name, text) in rust(tree).filter(|(name, _)| name.starts_with("sensor-ebpf/src/hooks/")) {
+        let relied: Vec<&str> = text.lines().filter_map(|line| line.strip_prefix("// match-proto: ")).collect();
+        let attributes = ["#[fentry", "#[fexit", "#[btf_tracepoint"];
+        for (n, line) in
+            text.lines().enumerate().filter(|(_, line)| attributes.iter().any(|a| line.starts_with(a)))
+        {
+            let function = line.split('"').nth(1).unwrap();
+            if !relied.iter().any(|prototype| prototype.contains(&format!("{function}("))) {
+                faults.push(format!("{name}:{}: no match-proto comment of {function}", n + 1));
+            }
+        }
+        // The loader goes by the same prototypes; tracepoints have none there.
+        let attached = relied.iter().filter(|prototype| !prototype.starts_with("void "));
+        let unknown = attached.filter(|prototype| !loader.contains(**prototype));
+        faults.extend(unknown.map(|prototype| format!("{name}: the loader does not know {prototype}")));
+    }
+    faults
 }
 
 fn every_policy_explains_itself(tree: &Tree) -> Vec<String> {

@@ -161,7 +161,7 @@ pub const CASES: &[Case] = &[
     case("too-many-links", "a symbolic link to itself", names::too_many_links, "read", "", "requested").fails(40).new(),
     case("denied", "what nobody may open", names::denied, "read", "", "requested").fails(13),
     case("handle-denied", "open_by_handle_at(2) without the right", calls::by_stale_handle, "read", "", "").fails(1),
-    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).new(),
+    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).flagged(&["requested_untrusted"]).new(),
     case("truncate-denied", "truncate(2) without the right", calls::truncated_denied, "truncate", "", "path").fails(13),
     case("rename-onto", "a rename onto it", changes::onto, "rename", "{dir}/other", "target"),
     case("rename-away", "a rename of it", changes::away, "rename", "{dir}/secret", "path"),

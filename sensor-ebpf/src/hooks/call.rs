@@ -1,4 +1,4 @@
-//! Calls that give a file another name, take one away, cut it, or open it by its handle.
+//! Calls that give a file another name, take one away, or open it by its handle.
 //!
 //! Three programs watch each: at its beginning what was asked for is the kernel's own copy, and at its end that is freed;
 //! where the kernel asks its security modules, the file is found and still has its old name; only the end tells what came
@@ -113,30 +113,10 @@ fn do_rmdir(ctx: FExitContext) -> i32 {
     leave(Hook::DoRmdir, &ctx, 2, false)
 }
 
-// match-proto: long do_sys_truncate(const char *pathname, loff_t length)
-// match-proto: int ksys_truncate(const char *pathname, loff_t length)
-#[fentry(function = "do_sys_truncate")]
-fn do_sys_truncate_entry(ctx: FEntryContext) -> i32 {
-    // Its name is read at the end: by then the kernel has, so that it is in memory.
-    enter(Hook::DoSysTruncate, Call::Truncate, 0, (Source::Later(ctx.arg(0)), None), (AT_FDCWD, 0))
-}
-
-// match-proto: long vfs_truncate(const struct path *path, loff_t length)
-// match-proto: int vfs_truncate(const struct path *path, loff_t length)
-#[fentry(function = "vfs_truncate")]
-fn vfs_truncate(ctx: FEntryContext) -> i32 {
-    found(Hook::DoSysTruncate, read_path(ctx.arg(0), 0), None)
-}
-
-#[fexit(function = "do_sys_truncate")]
-fn do_sys_truncate(ctx: FExitContext) -> i32 {
-    leave(Hook::DoSysTruncate, &ctx, 2, false)
-}
-
 // match-proto: long do_handle_open(int mountdirfd, struct file_handle *ufh, int open_flag)
 #[fentry(function = "do_handle_open")]
 fn do_handle_open_entry(ctx: FEntryContext) -> i32 {
-    enter(Hook::DoHandleOpen, Call::Open, ctx.arg(2), (Source::Later(0), None), (AT_FDCWD, 0))
+    enter(Hook::DoHandleOpen, Call::Open, ctx.arg(2), (Source::None, None), (AT_FDCWD, 0))
 }
 
 // match-proto: struct file *do_file_open_root(const struct path *root, const char *name, const struct open_flags *op)
@@ -167,7 +147,13 @@ fn kernel_name(filename: u64) -> Source {
 
 /// The call begins: keeps what it asks for.
 #[inline(always)]
-fn enter(hook: Hook, call: Call, flags: u32, names: (Source, Option<Source>), dirfds: (i32, i32)) -> i32 {
+pub(super) fn enter(
+    hook: Hook,
+    call: Call,
+    flags: u32,
+    names: (Source, Option<Source>),
+    dirfds: (i32, i32),
+) -> i32 {
     if !filter::wanted(hook, Part::Entry) {
         return 0;
     }
@@ -176,10 +162,7 @@ fn enter(hook: Hook, call: Call, flags: u32, names: (Source, Option<Source>), di
     (fields.call, fields.flags) = (call as u32, flags);
     let (from, to) = names;
     let mut kept = Kept { from: Start { dirfd: dirfds.0, first: from.first() }, ..Kept::default() };
-    match from {
-        Source::Later(name) => kept.name = name,
-        _ => put_name(record, from, Section::Requested),
-    }
+    put_name(record, from, Section::Requested);
     if let Some(to) = to {
         kept.to = Start { dirfd: dirfds.1, first: to.first() };
         put_name(record, to, Section::TargetRequested);
@@ -190,8 +173,11 @@ fn enter(hook: Hook, call: Call, flags: u32, names: (Source, Option<Source>), di
 
 #[inline(always)]
 fn put_name(record: Builder, name: Source, section: Section) {
-    if let Source::User(_) = name {
-        record.flag(STATUS_REQUESTED_UNTRUSTED);
+    match name {
+        // A handle has no name.
+        Source::None => return,
+        Source::User(_) => record.flag(STATUS_REQUESTED_UNTRUSTED),
+        Source::Kernel(_) => {}
     }
     record.put_requested(name, section);
 }
@@ -222,7 +208,7 @@ fn put_place(record: Builder, place: Place, target: Option<Place>) {
 /// The call ends with what it returns after so many arguments: hands its record over. Of one that has found no file, what
 /// was asked for is told, and the directories that it starts from.
 #[inline(always)]
-fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> i32 {
+pub(super) fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> i32 {
     if !filter::wanted(hook, Part::Exit) {
         return 0;
     }
@@ -237,11 +223,6 @@ fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> i32 {
         forget_names(record);
     } else {
         flag_chroot(record);
-        if hook as u16 == Hook::DoSysTruncate as u16 {
-            let name = Source::User(record.kept().name);
-            record.keep(Kept { from: Start { dirfd: AT_FDCWD, first: name.first() }, ..record.kept() });
-            put_name(record, name, Section::Requested);
-        }
         let Kept { from, .. } = record.kept();
         put_base(record, base(record, from), Section::Path);
         if pair {

@@ -5,4 +5,5 @@ mod filp_open;
 mod open;
 mod process;
 mod sys_exit;
+mod truncate;
 mod whoami;

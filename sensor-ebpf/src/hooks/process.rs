@@ -87,6 +87,7 @@ fn try_sched_process_fork(ctx: &BtfTracePointContext) {
 }
 
 // match-proto: void sched_process_exit(struct task_struct *p)
+// match-proto: void sched_process_exit(struct task_struct *p, bool group_dead)
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(_: BtfTracePointContext) -> i32 {
     let signal: u64 = read(task::current(), constant(&TASK_SIGNAL));

@@ -26,7 +26,7 @@ pub(super) struct Spec {
 pub(super) fn operation(hook: Hook) -> Option<Operation> {
     Some(match hook {
         Hook::DoHandleOpen => Operation::Read,
-        Hook::DoSysTruncate => Operation::Truncate,
+        Hook::VfsTruncate | Hook::SysTruncate => Operation::Truncate,
         Hook::DoRenameat2 => Operation::Rename,
         Hook::DoLinkat => Operation::Link,
         Hook::DoUnlinkat | Hook::DoRmdir => Operation::Delete,
@@ -60,10 +60,7 @@ const RMDIR: &[&str] = &[
     "int do_rmdir(int dfd, struct filename *name)",
     "long do_rmdir(int dfd, struct filename *name)",
 ];
-const TRUNCATE: &[&str] = &[
-    "int ksys_truncate(const char *pathname, loff_t length)",
-    "long do_sys_truncate(const char *pathname, loff_t length)",
-];
+const TRUNCATE: &[&str] = &["long __x64_sys_truncate(const struct pt_regs *regs)"];
 const HANDLE: &[&str] = &["long do_handle_open(int mountdirfd, struct file_handle *ufh, int open_flag)"];
 
 /// All programs that need a function of the kernel, in the order in which they are attached: ends of calls before their
@@ -114,17 +111,17 @@ pub(super) const SPECS: &[Spec] = &[
         &["int security_path_rmdir(const struct path *dir, struct dentry *dentry)"],
     ),
     spec("do_rmdir_entry", Hook::DoRmdir, Part::Entry, RMDIR),
-    spec("do_sys_truncate", Hook::DoSysTruncate, Part::Exit, TRUNCATE),
     spec(
         "vfs_truncate",
-        Hook::DoSysTruncate,
-        Part::Found,
+        Hook::VfsTruncate,
+        Part::Exit,
         &[
             "int vfs_truncate(const struct path *path, loff_t length)",
             "long vfs_truncate(const struct path *path, loff_t length)",
         ],
     ),
-    spec("do_sys_truncate_entry", Hook::DoSysTruncate, Part::Entry, TRUNCATE),
+    spec("sys_truncate", Hook::SysTruncate, Part::Exit, TRUNCATE),
+    spec("sys_truncate_entry", Hook::SysTruncate, Part::Entry, TRUNCATE),
     spec("do_handle_open", Hook::DoHandleOpen, Part::Exit, HANDLE),
     spec(
         "do_file_open_root",

@@ -103,7 +103,7 @@ fn silent(bpf: &Ebpf) -> Result<Vec<Operation>, Error> {
         );
         return Ok(Vec::new());
     };
-    let fired = fired.map_err(|why| Error::Load("FIRED", why.into()))?;
+    let fired = fired?;
     let silent = |spec: &&Spec| !fired.has(spec.hook, spec.part);
     let mut operations = Vec::new();
     for Spec { program, hook, .. } in SPECS.iter().filter(silent) {

@@ -5,6 +5,7 @@ mod btf;
 mod decode;
 mod hooks;
 mod load;
+mod names;
 mod offsets;
 pub mod replay;
 mod selftest;
@@ -316,6 +317,14 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+/// The prototype of a function of this kernel as C writes it; None if it has none of that name.
+///
+/// # Errors
+/// When the kernel does not describe itself.
+pub fn prototype(function: &str) -> Result<Option<String>, Error> {
+    Ok(btf::Types::of_this_kernel()?.prototype(function))
 }
 
 /// How often the kernel skipped a program, from 5.12 on (bpf_prog_show_fdinfo() in kernel/bpf/syscall.c).

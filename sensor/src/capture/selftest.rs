@@ -6,17 +6,19 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::{
-    Ebpf,
-    maps::{MapError, PerCpuArray},
-};
+use aya::{Ebpf, maps::PerCpuArray};
 use sensor_ebpf::{Hook, PARTS, Part};
+
+use super::Error;
+
+/// The kernel side's counters of runs for the sensor itself.
+const FIRED: &str = "FIRED";
 
 /// Where the sensor may write, first come first served: a container with a read-only root has the first.
 const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
 
 /// Does to files of its own what the hooks watch, and says which programs have run for it; None if it found no place.
-pub(super) fn fired(bpf: &Ebpf) -> Option<Result<Fired, MapError>> {
+pub(super) fn fired(bpf: &Ebpf) -> Option<Result<Fired, Error>> {
     let name = format!("pathwatch-{}", std::process::id());
     let place =
         PLACES.iter().map(|place| Path::new(place).join(&name)).find(|place| fs::create_dir(place).is_ok())?;
@@ -35,11 +37,12 @@ impl Fired {
     }
 }
 
-fn read(bpf: &Ebpf) -> Result<Fired, MapError> {
-    let map = bpf.map("FIRED").ok_or(MapError::InvalidName { name: "FIRED".to_owned() })?;
-    let counters = PerCpuArray::<_, u64>::try_from(map)?;
+fn read(bpf: &Ebpf) -> Result<Fired, Error> {
+    let map = bpf.map(FIRED).ok_or(Error::MissingProgram(FIRED))?;
+    let counters = PerCpuArray::<_, u64>::try_from(map).map_err(|why| Error::Load(FIRED, why.into()))?;
     let has = |slot| counters.get(&slot, 0).map(|counts| counts.iter().any(|count| *count > 0));
-    (0..counters.len()).map(has).collect::<Result<_, _>>().map(Fired)
+    let fired = (0..counters.len()).map(has).collect::<Result<_, _>>();
+    fired.map(Fired).map_err(|why| Error::Load(FIRED, why.into()))
 }
 
 /// Nothing here need succeed: what does not is a program that has not fired.

@@ -2,6 +2,7 @@
 //! of what it did. With `table` it makes docs/coverage.md of what several kernels have said.
 #![expect(clippy::unwrap_used, clippy::panic, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what it says is its result")]
+mod conserve;
 mod judge;
 mod table;
 
@@ -29,6 +30,8 @@ fn main() {
                 println!("{name}\t{pid}\t{}", failed.unwrap_or_default().replace(['\n', '\t'], " "));
             }
         }
+        Some("storm") => conserve::storm(&arguments[1..]),
+        Some("conserve") => conserve::conserve(),
         Some("table") => table::write(&arguments[1..]),
         _ => in_each_mode(&arguments),
     }

@@ -4,6 +4,7 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
 mod process;
+mod prototypes;
 #[path = "../common/watch.rs"]
 mod watch;
 

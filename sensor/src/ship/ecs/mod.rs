@@ -12,7 +12,7 @@ use super::{
     text::text,
 };
 use crate::{
-    event::{Enriched, Event, Name, Operation, flags},
+    event::{Call, Enriched, Event, Name, Operation, flags},
     policy::{Alert, Threat},
 };
 
@@ -108,12 +108,14 @@ fn own(encoder: &Encoder, alert: &Alert) -> Map<String, Value> {
             "source": alert.policy.source, "version": alert.policy.version, "overridden": alert.policy.overridden,
         },
         "operation": event.operations(),
-        "open_flags": open_flags(event),
+        "open_flags": (event.call == Call::Open).then(|| open_flags(event)),
         "capture_mode": event.mode,
         "path": {
             "status": event.status,
             "requested": event.requested.as_ref().map(text),
             "home": event.home.as_ref().map(text),
+            "target": event.target.as_ref().map(text),
+            "target_home": event.target_home.as_ref().map(text),
         },
     });
     let Value::Object(mut fields) = fields else { return Map::new() };
@@ -149,29 +151,39 @@ fn open_flags(event: &Event) -> Vec<&'static str> {
 
 fn event_fields(alert: &Alert) -> Value {
     let event = &alert.event.event;
-    let opened = event.result == 0;
+    let done = event.result == 0;
+    let action = match event.call {
+        Call::Open => "open",
+        Call::Truncate => "truncate",
+        Call::Rename => "rename",
+        Call::Link => "link",
+        Call::Delete => "delete",
+    };
     let operations = event.operations();
     // ECS allows the type `denied` for the category `intrusion_detection`, not for `file` alone.
-    let category = if opened { json!(["file"]) } else { json!(["file", "intrusion_detection"]) };
-    let mut types = vec![if opened { kind_of_access(&operations) } else { "access" }];
-    if !opened {
+    let category = if done { json!(["file"]) } else { json!(["file", "intrusion_detection"]) };
+    let mut types = vec![if done { kind_of_access(&operations) } else { "access" }];
+    if !done {
         types.push("denied");
     }
     json!({
         "category": category,
         "type": types,
-        "action": if opened { "open" } else { "open-denied" },
-        "outcome": if opened { "success" } else { "failure" },
+        "action": if done { action.to_owned() } else { format!("{action}-denied") },
+        "outcome": if done { "success" } else { "failure" },
         "provider": event.mode,
         "severity": alert.policy.policy.spec.severity as u8,
-        "reason": (!opened).then(|| std::io::Error::from_raw_os_error(-event.result).to_string()),
+        "reason": (!done).then(|| std::io::Error::from_raw_os_error(-event.result).to_string()),
     })
 }
 
 fn kind_of_access(operations: &[Operation]) -> &'static str {
-    if operations.contains(&Operation::Create) {
+    let any = |of: &[Operation]| operations.iter().any(|operation| of.contains(operation));
+    if any(&[Operation::Create, Operation::Link]) {
         "creation"
-    } else if operations.contains(&Operation::Write) || operations.contains(&Operation::Truncate) {
+    } else if any(&[Operation::Delete]) {
+        "deletion"
+    } else if any(&[Operation::Write, Operation::Truncate, Operation::Rename]) {
         "change"
     } else {
         "access"

@@ -1,0 +1,120 @@
+//! Opens at full speed: each is received or counted as lost, to the last one. Only where nobody else opens files.
+use std::{
+    path::Path,
+    process::Command,
+    sync::{Arc, Barrier},
+    thread,
+    time::Instant,
+};
+
+use rustix::{
+    fs::{CWD, Mode as Perm, OFlags, openat},
+    thread::{CpuSet, sched_setaffinity},
+};
+use sensor::{
+    capture::{Capture, Config, Mode},
+    hierarchy::Hierarchy,
+    metrics::Metrics,
+    notice::Notices,
+    observation::Observation,
+};
+use tokio_util::sync::CancellationToken;
+
+/// `storm DIRECTORY DEPTH THREADS OPENS CPUS`: so many opens by each thread, on so many CPUs, of a file so deep.
+pub(crate) fn storm(arguments: &[String]) {
+    let number = |at: usize| -> usize { arguments[at].parse().unwrap() };
+    let (depth, threads, opens, cpus) = (number(1), number(2), number(3), number(4));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let mut directory = openat(CWD, &arguments[0], flags, Perm::empty()).unwrap();
+    for _ in 0..depth {
+        rustix::fs::mkdirat(&directory, "d", Perm::RWXU).ok();
+        directory = openat(&directory, "d", flags, Perm::empty()).unwrap();
+    }
+    drop(openat(&directory, "f", OFlags::CREATE | OFlags::WRONLY, Perm::RWXU).unwrap());
+    let (ready, directory) = (Barrier::new(threads), &directory);
+    thread::scope(|scope| {
+        for n in 0..threads {
+            let ready = &ready;
+            scope.spawn(move || {
+                let mut set = CpuSet::new();
+                set.set(n % cpus);
+                sched_setaffinity(None, &set).unwrap();
+                ready.wait();
+                for _ in 0..opens {
+                    drop(openat(directory, "f", OFlags::RDONLY, Perm::empty()).unwrap());
+                }
+            });
+        }
+    });
+}
+
+/// What became of a storm's opens.
+struct Counted {
+    received: u64,
+    lost: u64,
+    skipped: u64,
+}
+
+impl Counted {
+    fn all(&self) -> u64 {
+        self.received + self.lost + self.skipped
+    }
+}
+
+/// Runs a storm under the eyes of capture.
+fn count(base: &Path, depth: usize, threads: usize, opens: usize, cpus: usize) -> Counted {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let _entered = runtime.enter();
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    let (metrics, notices): (Arc<Metrics>, _) = (Arc::default(), Notices::default());
+    let config = Config { mode: Mode::Fexit, walk_rounds: 400, ..Config::default() };
+    let (capture, mut observations) = Capture::new(&config, &hierarchy, metrics.clone(), notices).unwrap();
+    let stop = CancellationToken::new();
+    let running = runtime.spawn(capture.run(stop.clone()));
+    let reading = runtime.spawn(async move {
+        let mut received = 0;
+        while let Some(observation) = observations.recv().await {
+            received += u64::from(matches!(observation, Observation::Open(_)));
+        }
+        received
+    });
+    let numbers = [depth, threads, opens, cpus].map(|number| number.to_string());
+    let mut child = Command::new(std::env::current_exe().unwrap());
+    assert!(child.arg("storm").arg(base).args(numbers).status().unwrap().success());
+    stop.cancel();
+    runtime.block_on(running).unwrap().unwrap();
+    let received = runtime.block_on(reading).unwrap();
+    Counted { received, lost: metrics.opens_lost.get(), skipped: metrics.skipped.get() }
+}
+
+/// A million opens by four threads; and an attack on the rule that a program does not interrupt itself.
+pub(crate) fn conserve() {
+    if std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none() {
+        println!("not run: on this machine others open files, too");
+        return;
+    }
+    for (name, depth, threads, opens, cpus) in
+        [("full speed", 0, 4, 250_000, 2), ("two threads on one CPU, 350 directories deep", 350, 2, 5_000, 1)]
+    {
+        let base = tempfile::tempdir().unwrap();
+        // What such a program opens anyway; the directories are there from the second time on.
+        count(base.path(), depth, threads, 0, cpus);
+        let without = count(base.path(), depth, threads, 0, cpus);
+        assert_eq!((without.lost, without.skipped), (0, 0));
+        let began = Instant::now();
+        let with = count(base.path(), depth, threads, opens, cpus);
+        let made = (threads * opens) as u64;
+        println!(
+            "{name}: {made} opens in {:?}: {} received, {} lost, {} skipped; {} beside them",
+            began.elapsed(),
+            with.received - without.received.min(with.received),
+            with.lost,
+            with.skipped,
+            without.received
+        );
+        assert_eq!(with.all(), made + without.all(), "opens are missing, or were counted twice");
+        if cpus == 1 {
+            assert!(with.skipped > 0, "nothing was skipped: is the kernel booted with preempt=full?");
+        }
+    }
+}
