@@ -67,6 +67,7 @@ e2e: release ## the README's journey, and helm install in a real cluster, on thi
 	e2e/first-light.sh
 	e2e/chart.sh $(RELEASE)
 	e2e/images.sh sensor $(RELEASE)
+	cargo build --locked --release -p attack
 	$(SUDO) e2e/journey.sh native
 	$(SUDO) e2e/journey.sh guest
 	$(SUDO) e2e/scale.sh $(CURDIR)/$(RELEASE)

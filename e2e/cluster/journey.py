@@ -9,6 +9,7 @@ from lab import (
     on_node, pod, policy, records, run, sensor_pod, until, when,
 )
 from misuse import endpoint, flood, pod_security, quota, refusals, refused_rights, rights, tenancy
+from reach import attacked, volumes
 
 WAIT = ["--wait", "--timeout", f"{90 + 30 * SLOW}s"]
 # BPF, PERFMON, SYS_PTRACE, DAC_READ_SEARCH (include/uapi/linux/capability.h)
@@ -319,10 +320,10 @@ def is_silent(rule, other):
     return not repeats(rule)
 
 
-ALL = [install, capabilities, first_alert, token, changes, recreated, config_map, refusals, tenancy, quota, flood, rights, endpoint,
+ALL = [install, capabilities, first_alert, token, volumes, changes, recreated, config_map, refusals, tenancy, quota, flood, rights, endpoint,
        refused_rights, upgrade, whole, uninstall, without_crds, pod_security]
 # What differs there is the kernel: how it sees, and what it lets a container do.
-IN_GUEST = [install, capabilities, first_alert, token, upgrade, whole]
+IN_GUEST = [install, capabilities, first_alert, token, volumes, attacked, upgrade, whole]
 
 if __name__ == "__main__":
     os.chdir(ROOT)

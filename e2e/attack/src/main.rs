@@ -1,4 +1,5 @@
-//! `attack DIRECTORY [CASE…]`: does it, and prints a line a case: its name, its process, the file, and why it was not done.
+//! `attack DIRECTORY [CASE…]`: does it, and prints a line a case: its name, its process, why it was not done, what is done
+//! to the watched file, and by which of its names that is told.
 #![expect(clippy::print_stdout, reason = "its output")]
 use std::{path::PathBuf, process::ExitCode};
 
@@ -12,7 +13,10 @@ fn main() -> ExitCode {
     let base = PathBuf::from(base);
     let only: Vec<String> = arguments.collect();
     for tried in attack::run(&base, &only) {
-        println!("{}\t{}\t{}", tried.name, tried.pid, tried.failed.unwrap_or_default());
+        let case = attack::CASES.iter().find(|case| case.name == tried.name);
+        let (operation, view) = case.map_or(("", ""), |case| (case.operation, case.named_by));
+        let failed = tried.failed.unwrap_or_default().replace(['\n', '\t'], " ");
+        println!("{}\t{}\t{failed}\t{operation}\t{view}", tried.name, tried.pid);
     }
     ExitCode::SUCCESS
 }

