@@ -20,7 +20,7 @@ globals! {
     REPORT_SELF,
     /// Whether link(2)'s function is passed names of user memory: up to 5.14.
     LINK_NAMES_IN_USER,
-    /// Arguments of `do_file_open_root` before its `struct open_flags`: up to 5.11 there is one more.
+    /// Number of arguments of `do_file_open_root`: 5.10 has one more than later kernels.
     FILE_OPEN_ROOT_ARGS,
     /// Rounds of one pass of the path walk; two passes are made.
     WALK_ROUNDS,
@@ -35,7 +35,7 @@ globals! {
     DENTRY_D_PARENT, DENTRY_D_NAME, DENTRY_D_HASH, DENTRY_D_FLAGS, DENTRY_D_INODE,
     INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB, SUPER_BLOCK_S_DEV,
     MOUNT_MNT, MOUNT_MNT_PARENT, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_NS, MOUNT_MNT_MOUNTS, MOUNT_MNT_CHILD, VFSMOUNT_MNT_ROOT,
-    TASK_FLAGS, TASK_PID, TASK_COMM, TASK_SET_CHILD_TID, KTHREAD_DATA, IO_WORKER_CUR_WORK, IO_KIOCB_WORK, IO_KIOCB_TASK,
+    TASK_FLAGS, TASK_PID, TASK_COMM,
     TASK_THREAD_INFO, THREAD_INFO_STATUS, TASK_FILES, TASK_FS, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_NSPROXY, NSPROXY_MNT_NS,
     TASK_CRED, CRED_UID, CRED_USER_NS, USER_NAMESPACE_NS, MNT_NAMESPACE_NS, NS_COMMON_INUM, TASK_TGID, TASK_LOGINUID,
     TASK_THREAD_PID, PID_LEVEL, PID_NUMBERS, UPID_NR, UPID_NS, PID_NAMESPACE_NS,

@@ -15,9 +15,12 @@ pub const NAME_LIMIT: usize = 4095;
 pub const REQUESTED_LIMIT: usize = 4096;
 /// Most bytes of a program's arguments that are carried.
 pub const ARGS_LIMIT: usize = 4096;
-/// Room for the body, in bytes: a requested name, the arguments or another name, and a path, which of 4,096 bytes takes
-/// 6,144 at the most, when every component is one byte long. What goes beyond is flagged [`STATUS_TOO_LONG`].
-pub const BODY_LEN: usize = REQUESTED_LIMIT + ARGS_LIMIT + 6144 + COMPONENT_LEN + NAME_LIMIT;
+/// Room for a path of 4,096 bytes, in bytes: it takes most when every component is one byte long.
+pub const PATH_LEN: usize = 6144;
+/// Room for the body, in bytes: two paths and two names, or instead of one name the arguments. Each path may end with a
+/// long component that began in its room. What goes beyond is flagged [`STATUS_TOO_LONG`]; no path takes the room of what
+/// comes after it.
+pub const BODY_LEN: usize = 2 * (PATH_LEN + COMPONENT_LEN + NAME_LIMIT + REQUESTED_LIMIT);
 /// Length field in front of each component, in bytes.
 pub const COMPONENT_LEN: usize = 2;
 

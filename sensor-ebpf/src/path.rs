@@ -10,7 +10,7 @@ use crate::{
         MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_MOUNTS, MOUNT_MNT_NS, MOUNT_MNT_PARENT, NSPROXY_MNT_NS, TASK_FS,
         TASK_NSPROXY, VFSMOUNT_MNT_ROOT, WALK_ROUNDS, constant, is_error, read, read_path,
     },
-    record::{Builder, MOUNTED},
+    record::{Builder, MOUNTED, Room},
     task,
 };
 
@@ -19,7 +19,7 @@ pub(crate) type Place = (u64, u64);
 
 /// Rounds of the walk up from a directory that a name starts from, and of that above a mount's root. Deeper ones are cut
 /// and flagged.
-const SHORT: usize = 192;
+const SHORT: usize = 128;
 /// Mounts that may lie on each other at `/`: a container's root, on the host's, on the first one.
 const ROOTS: usize = 8;
 /// Mounts on a mount that are looked through for the one that covers a place. Beyond, it counts as covered.
@@ -45,20 +45,20 @@ struct Cursor {
 pub(crate) enum Depth {
     /// Two passes of `WALK_ROUNDS` (1,024): together they reach the 2,047 components that a path of 4,096 bytes can have.
     Whole,
-    /// One pass, where a second name has to be walked, too.
+    /// One pass, in programs some of which have another name to walk.
     Half,
 }
 
 /// Appends the components of a place to the record, leaf first, and says what is to be known of it.
 #[inline(always)]
-pub(crate) fn put_path(record: Builder, (vfsmount, dentry): Place, depth: Depth) {
+pub(crate) fn put_path(record: Builder, (vfsmount, dentry): Place, depth: Depth, until: Room) {
     if vfsmount == 0 {
         // The directory that a failed open starts from was no descriptor.
         return record.flag(STATUS_DISCONNECTED);
     }
     let rounds = constant(&WALK_ROUNDS);
-    if let Some(rest) = pass(record, Cursor::new(vfsmount, dentry), rounds, 0)
-        && (depth == Depth::Half || pass(record, rest, rounds, 0).is_some())
+    if let Some(rest) = pass(record, until, Cursor::new(vfsmount, dentry), rounds, 0)
+        && (depth == Depth::Half || pass(record, until, rest, rounds, 0).is_some())
     {
         record.flag(STATUS_TOO_LONG);
     }
@@ -68,7 +68,7 @@ pub(crate) fn put_path(record: Builder, (vfsmount, dentry): Place, depth: Depth)
 
 /// Appends the components above the root of the mount that the path is in. A bind mount leaves them out.
 #[inline(always)]
-pub(crate) fn put_above(record: Builder, root: u64) {
+pub(crate) fn put_above(record: Builder, root: u64, until: Room) {
     let rounds = constant(&WALK_ROUNDS).min(SHORT);
     let mut dentry = root;
     let mut round = 0;
@@ -78,7 +78,7 @@ pub(crate) fn put_above(record: Builder, root: u64) {
             break;
         }
         let name: [u64; 2] = read(dentry, constant(&DENTRY_D_NAME));
-        if !record.put_component(name[1], (name[0] >> 32) as u32) {
+        if !record.put_component(until, name[1], (name[0] >> 32) as u32) {
             round = rounds;
             break;
         }
@@ -94,15 +94,15 @@ pub(crate) fn put_above(record: Builder, root: u64) {
 /// Appends the components of a place as the other name of a rename or link, in one pass.
 #[inline(always)]
 pub(crate) fn put_target(record: Builder, (vfsmount, dentry): Place) {
-    put_short(record, (vfsmount, dentry), constant(&WALK_ROUNDS), STATUS_SHIFT);
+    put_short(record, Room::Last, (vfsmount, dentry), constant(&WALK_ROUNDS), STATUS_SHIFT);
     record.end(Section::Target);
 }
 
 /// Appends the components of the directory that a name starts from.
 #[inline(always)]
-pub(crate) fn put_base(record: Builder, place: Place, section: Section) {
+pub(crate) fn put_base(record: Builder, place: Place, section: Section, until: Room) {
     let shift = if section as u16 == Section::Path as u16 { 0 } else { STATUS_SHIFT };
-    put_short(record, place, constant(&WALK_ROUNDS).min(SHORT), shift);
+    put_short(record, until, place, constant(&WALK_ROUNDS).min(SHORT), shift);
     record.end(section);
 }
 
@@ -110,15 +110,15 @@ pub(crate) fn put_base(record: Builder, place: Place, section: Section) {
 #[inline(always)]
 pub(crate) fn put_cwd(record: Builder) {
     let fs: u64 = read(task::current(), constant(&TASK_FS));
-    put_base(record, read_path(fs, constant(&FS_STRUCT_PWD)), Section::Cwd);
+    put_base(record, read_path(fs, constant(&FS_STRUCT_PWD)), Section::Cwd, Room::Last);
 }
 
 #[inline(always)]
-fn put_short(record: Builder, (vfsmount, dentry): Place, rounds: usize, shift: u32) {
+fn put_short(record: Builder, until: Room, (vfsmount, dentry): Place, rounds: usize, shift: u32) {
     if vfsmount == 0 {
         return record.flag(STATUS_DISCONNECTED << shift);
     }
-    if pass(record, Cursor::new(vfsmount, dentry), rounds, shift).is_some() {
+    if pass(record, until, Cursor::new(vfsmount, dentry), rounds, shift).is_some() {
         record.flag(STATUS_TOO_LONG << shift);
     }
 }
@@ -137,7 +137,8 @@ fn flag_covered(record: Builder) {
     if count == 0 {
         return;
     }
-    if count > MOUNTED {
+    // The walk has gone on, and so the last place was written over.
+    if count >= MOUNTED {
         return record.flag(STATUS_COVERED);
     }
     for slot in 0..MOUNTED {
@@ -193,7 +194,7 @@ impl Cursor {
 
 /// Climbs until the walk ends, or returns where it stands after so many rounds. Flags are shifted by `shift`.
 #[inline(always)]
-fn pass(record: Builder, start: Cursor, rounds: usize, shift: u32) -> Option<Cursor> {
+fn pass(record: Builder, until: Room, start: Cursor, rounds: usize, shift: u32) -> Option<Cursor> {
     let Cursor { mut mount, mut root, mut dentry } = start;
     let mut round = 0;
     while round < rounds {
@@ -204,7 +205,7 @@ fn pass(record: Builder, start: Cursor, rounds: usize, shift: u32) -> Option<Cur
                 topmost(record, mount, shift);
                 return None;
             }
-            if !record.put_component(0, 0) {
+            if !record.put_component(until, 0, 0) {
                 record.flag(STATUS_TOO_LONG << shift);
                 return None;
             }
@@ -215,7 +216,7 @@ fn pass(record: Builder, start: Cursor, rounds: usize, shift: u32) -> Option<Cur
         } else {
             // struct qstr: hash and length in one word, then the pointer (include/linux/dcache.h).
             let name: [u64; 2] = read(dentry, constant(&DENTRY_D_NAME));
-            if !record.put_component(name[1], (name[0] >> 32) as u32) {
+            if !record.put_component(until, name[1], (name[0] >> 32) as u32) {
                 record.flag(STATUS_TOO_LONG << shift);
                 return None;
             }

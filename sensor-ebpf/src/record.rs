@@ -3,8 +3,8 @@ use aya_ebpf::helpers::generated::{
     bpf_probe_read_kernel, bpf_probe_read_kernel_str, bpf_probe_read_user, bpf_probe_read_user_str,
 };
 use sensor_ebpf::{
-    ARGS_LIMIT, BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, REQUESTED_LIMIT, STATUS_ARGS_CUT,
-    STATUS_REQUESTED_CUT, STATUS_TOO_LONG, Section, Span,
+    ARGS_LIMIT, BODY_LEN, COMPONENT_LEN, Hook, Loss, NAME_LIMIT, OpenRecord, PATH_LEN, REQUESTED_LIMIT, SECTIONS,
+    STATUS_ARGS_CUT, STATUS_REQUESTED_CUT, STATUS_TOO_LONG, Section, Span,
 };
 
 use crate::{
@@ -32,7 +32,7 @@ pub(crate) struct Scratch {
     kept: Kept,
 }
 
-/// How many dentries with something mounted on them are looked at: a power of two.
+/// One more than the dentries with something mounted on them that are looked at: a power of two.
 pub(crate) const MOUNTED: usize = 4;
 
 /// What a hook needs again after the walk.
@@ -42,11 +42,13 @@ pub(crate) const MOUNTED: usize = 4;
 #[derive(Clone, Copy, Default)]
 #[repr(C)]
 pub(crate) struct Kept {
-    /// `struct file *`; zero when there is none.
+    /// `struct file *`, of an exec its `struct linux_binprm *`; zero when there is none.
     pub(crate) file: u64,
     /// Address of the requested name.
     pub(crate) name: u64,
-    /// What the call returned.
+    /// Address of the other name.
+    pub(crate) other: u64,
+    /// What the call returned; negative if that is no descriptor.
     pub(crate) result: i64,
     /// Root dentry of the mount that the path is in.
     pub(crate) root: u64,
@@ -56,6 +58,19 @@ pub(crate) struct Kept {
     pub(crate) from: Start,
     /// Where the other one does.
     pub(crate) to: Start,
+}
+
+/// Where the last component of a path may begin in the body, so that there is room for what comes after it. A constant, as
+/// the verifier needs it.
+#[derive(Clone, Copy)]
+#[repr(u32)]
+pub(crate) enum Room {
+    /// Another path and two names may follow.
+    First = PATH_LEN as u32,
+    /// The same, where the two names came before.
+    AfterNames = (PATH_LEN + 2 * REQUESTED_LIMIT) as u32,
+    /// A name may follow.
+    Last = (BODY_LEN - COMPONENT_LEN - NAME_LIMIT - REQUESTED_LIMIT) as u32,
 }
 
 /// Where a requested name starts from.
@@ -73,10 +88,9 @@ pub(crate) struct Start {
 pub(crate) enum Source {
     Kernel(u64),
     User(u64),
-    None,
 }
 
-/// Borrow of a scratch that is this run's alone.
+/// Borrow of a scratch that is this run's, or this thread's from one end of a call to the other.
 #[derive(Clone, Copy)]
 pub(crate) struct Builder {
     scratch: *mut Scratch,
@@ -90,7 +104,6 @@ impl Source {
         match self {
             Self::Kernel(from) => read::<u8>(from, 0) as u32,
             Self::User(from) => read_user::<u8>(from) as u32,
-            Self::None => 0,
         }
     }
 }
@@ -134,24 +147,37 @@ impl Builder {
     #[inline(always)]
     pub(crate) fn new(hook: Hook) -> Option<Self> {
         let new = Self { scratch: maps::scratch(hook)?, hook };
-        new.set_position(0);
-        new.set_began(0);
-        new.set_mounted(0);
+        new.empty();
         // SAFETY: the record is part of the scratch; all-zero bytes are a record.
         unsafe { core::ptr::write_bytes(&raw mut (*new.scratch).record, 0, 1) };
         Some(new)
     }
 
+    /// Takes everything out of the body again.
+    #[inline(always)]
+    pub(crate) fn empty(mut self) {
+        self.set_position(0);
+        self.set_began(0);
+        self.set_mounted(0);
+        self.set_crossed(0);
+        let fields = self.record();
+        fields.sections = [Span { start: 0, len: 0 }; SECTIONS];
+        fields.status = 0;
+    }
+
     /// An empty record for the call that this thread begins.
     #[inline(always)]
     pub(crate) fn begin_call(hook: Hook) -> Option<Self> {
-        Some(Self { scratch: maps::begin_call(hook)?, hook })
+        let mut new = Self { scratch: maps::begin_call(hook)?, hook };
+        new.record().header.hook = hook as u16;
+        Some(new)
     }
 
-    /// The record of the call that this thread is in.
+    /// The record of the call that this thread is in, if that is of this hook.
     #[inline(always)]
     pub(crate) fn of_call(hook: Hook) -> Option<Self> {
-        Some(Self { scratch: maps::call_under_way()?, hook })
+        let mut found = Self { scratch: maps::call_under_way()?, hook };
+        (found.record().header.hook == hook as u16).then_some(found)
     }
 
     /// The fixed part, to be filled in.
@@ -226,7 +252,6 @@ impl Builder {
             Source::Kernel(from) => unsafe { bpf_probe_read_kernel_str(to, size, from as *const _) },
             // SAFETY: as above.
             Source::User(from) => unsafe { bpf_probe_read_user_str(to, size, from as *const _) },
-            Source::None => 0,
         };
         // The helper counts the NUL and returns the full size when it had to cut.
         if copied <= 0 || copied >= REQUESTED_LIMIT as i64 {
@@ -259,11 +284,11 @@ impl Builder {
         self.end(Section::Args);
     }
 
-    /// Appends a component of `len` bytes at kernel address `name`; false when the body is full.
+    /// Appends a component of `len` bytes at kernel address `name`; false beyond the room `until` which it may begin.
     #[inline(always)]
-    pub(crate) fn put_component(self, name: u64, len: u32) -> bool {
+    pub(crate) fn put_component(self, until: Room, name: u64, len: u32) -> bool {
         let position = self.position() as usize;
-        if position > BODY_LEN - COMPONENT_LEN - NAME_LIMIT {
+        if position > until as usize {
             return false;
         }
         // Without a branch, of which the walk has none to spare: 1 for a name beyond the limit, which is then cut to it.

@@ -4,39 +4,20 @@ use sensor_ebpf::{Hook, RecordHeader};
 
 use crate::kernel::{
     CGROUP_CONTROLLER, CRED_UID, CRED_USER_NS, CSS_CGROUP, CSS_SET_DFL_CGRP, CSS_SET_SUBSYS, FILE_F_INODE,
-    INODE_I_INO, INODE_I_SB, IO_KIOCB_TASK, IO_KIOCB_WORK, IO_WORKER_CUR_WORK, KTHREAD_DATA, MM_EXE_FILE,
-    MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, PID_LEVEL, PID_NAMESPACE_NS, PID_NUMBERS, PROC_LEVEL,
-    PROC_PID_NS, SUPER_BLOCK_S_DEV, TASK_CGROUPS, TASK_COMM, TASK_CRED, TASK_FLAGS, TASK_GROUP_LEADER,
-    TASK_LOGINUID, TASK_MM, TASK_NSPROXY, TASK_PID, TASK_SET_CHILD_TID, TASK_START_BOOTTIME, TASK_TGID,
+    INODE_I_INO, INODE_I_SB, MM_EXE_FILE, MNT_NAMESPACE_NS, NS_COMMON_INUM, NSPROXY_MNT_NS, PID_LEVEL,
+    PID_NAMESPACE_NS, PID_NUMBERS, PROC_LEVEL, PROC_PID_NS, SUPER_BLOCK_S_DEV, TASK_CGROUPS, TASK_COMM, TASK_CRED,
+    TASK_FLAGS, TASK_GROUP_LEADER, TASK_LOGINUID, TASK_MM, TASK_NSPROXY, TASK_PID, TASK_START_BOOTTIME, TASK_TGID,
     TASK_THREAD_PID, UPID_NR, UPID_NS, USER_NAMESPACE_NS, cgroup_id, constant, read,
 };
 
-/// Bits of `task_struct.flags` (include/linux/sched.h): a worker of io_uring; a thread of the kernel.
+/// In `task_struct.flags`: a worker of io_uring (include/linux/sched.h).
 const PF_IO_WORKER: u32 = 0x10;
-const PF_KTHREAD: u32 = 0x20_0000;
 
 /// Address of the current `struct task_struct`.
 #[inline(always)]
 pub(crate) fn current() -> u64 {
     // SAFETY: the helper has no preconditions.
     unsafe { bpf_get_current_task() }
-}
-
-/// Address of the `struct task_struct` on whose behalf the current one works.
-///
-/// Workers of io_uring are threads of their process from 5.12 on. Before, they are threads of the kernel, and which
-/// request they work on is told by what they were made with: to_kthread() of kernel/kthread.c keeps that where a process
-/// has the address of its thread id.
-#[inline(always)]
-fn subject(current: u64, flags: u32) -> u64 {
-    if flags & (PF_IO_WORKER | PF_KTHREAD) != PF_IO_WORKER | PF_KTHREAD || constant(&IO_KIOCB_TASK) == 0 {
-        return current;
-    }
-    let kthread: u64 = read(current, constant(&TASK_SET_CHILD_TID));
-    let worker: u64 = read(kthread, constant(&KTHREAD_DATA));
-    let work: u64 = read(worker, constant(&IO_WORKER_CUR_WORK));
-    let task: u64 = read(work.wrapping_sub(constant(&IO_KIOCB_WORK) as u64), constant(&IO_KIOCB_TASK));
-    if task == 0 { current } else { task }
 }
 
 /// Fills all of the header but the sequence number.
@@ -47,8 +28,7 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     header.time_ns = unsafe { bpf_ktime_get_boot_ns() };
     // SAFETY: as above.
     header.cpu = unsafe { bpf_get_smp_processor_id() };
-    let flags: u32 = read(current(), constant(&TASK_FLAGS));
-    let task = subject(current(), flags);
+    let task = current();
     header.cgroup_id = cgroup_of(task);
     let leader: u64 = read(task, constant(&TASK_GROUP_LEADER));
     header.start_ns = read(leader, constant(&TASK_START_BOOTTIME));
@@ -68,7 +48,8 @@ pub(crate) fn describe(header: &mut RecordHeader, hook: Hook) {
     let nsproxy: u64 = read(task, constant(&TASK_NSPROXY));
     let mount_ns: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
     header.mount_ns = inode_of_namespace(mount_ns, constant(&MNT_NAMESPACE_NS));
-    // A worker is called iou-wrk; what it works for has a name.
+    // A worker of io_uring is a thread of its process (from 5.12 and 5.10.162 on) called iou-wrk; the process has a name.
+    let flags: u32 = read(task, constant(&TASK_FLAGS));
     let named = if flags & PF_IO_WORKER != 0 { leader } else { task };
     header.comm = read(named, constant(&TASK_COMM));
 }

@@ -169,6 +169,8 @@ pub const CASES: &[Case] = &[
     case("rename-relative", "a rename onto it by relative names", changes::replaced, "rename", "{dir}/other", "target"),
     case("rename-by-bind", "a rename onto it by a bind mount", changes::onto_by_bind, "rename", "{dir}/bind/other", "target_home").untraced(LETTERS),
     case("rename-directory", "a rename of a directory to its name", changes::directory_of_it, "rename", "{dir}/d", "target").new(),
+    case("rename-deep", "a rename onto it from 20,000 bytes deep", changes::onto_from_the_deep, "rename", "{tail}/secret", "target").flagged(&["too_long"]),
+    case("rename-around", "a rename of its directory", changes::directory_around, "rename", "{dir}", "identity"),
     case("rename-denied", "a rename onto it without the right", changes::onto_denied, "rename", "", "target").fails(13),
     case("rename-missing", "a rename of what is not there", changes::away_missing, "rename", "", "requested").fails(2).new(),
     case("link", "link(2) of it", changes::linked, "link", "{dir}/secret", "path"),

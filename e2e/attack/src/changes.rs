@@ -92,3 +92,17 @@ pub(crate) fn replaced(stage: &Stage) -> Result {
     let arguments = [AT_FDCWD as usize, old.as_ptr() as usize, AT_FDCWD as usize, new.as_ptr() as usize, 0, 0];
     stage.act(|| must("renameat", libc::SYS_renameat, arguments)).map(drop)
 }
+
+/// From a place so deep that its path leaves no room for another.
+pub(crate) fn onto_from_the_deep(stage: &Stage) -> Result {
+    let deep = crate::names::nest(stage, 80, 250)?;
+    must("fchdir", libc::SYS_fchdir, [deep as usize, 0, 0, 0, 0, 0])?;
+    let (old, new) = (crate::sys::c("secret"), crate::sys::c(&stage.secret));
+    let arguments = [AT_FDCWD as usize, old.as_ptr() as usize, AT_FDCWD as usize, new.as_ptr() as usize, 0, 0];
+    stage.act(|| must("renameat", libc::SYS_renameat, arguments)).map(drop)
+}
+
+/// Its directory gets another name, and it with it.
+pub(crate) fn directory_around(stage: &Stage) -> Result {
+    renames(stage, &stage.dir, &stage.dir.with_extension("moved"), 0)
+}

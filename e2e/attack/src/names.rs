@@ -151,7 +151,7 @@ pub(crate) fn passed(stage: &Stage) -> Result {
 }
 
 /// Directories in directories until the path has that many components; returns the last.
-fn nest(stage: &Stage, depth: usize, width: usize) -> Result<i32> {
+pub(crate) fn nest(stage: &Stage, depth: usize, width: usize) -> Result<i32> {
     let name = "d".repeat(width);
     let mut directory = opened(AT_FDCWD, &stage.dir, O_PATH | O_DIRECTORY)?;
     for _ in 0..depth {
@@ -195,14 +195,9 @@ pub(crate) fn too_many_links(stage: &Stage) -> Result {
 
 /// Becomes nobody, who may look and not touch.
 pub(crate) fn nobody(stage: &Stage) -> Result {
-    let mut directory = stage.dir.as_path();
-    while let Some(parent) = directory.parent() {
+    for directory in [Some(stage.dir.as_path()), stage.dir.parent()].into_iter().flatten() {
         let name = c(directory);
         must("chmod", libc::SYS_chmod, [name.as_ptr() as usize, 0o755, 0, 0, 0, 0])?;
-        if directory.parent() == Some(Path::new("/")) {
-            break;
-        }
-        directory = parent;
     }
     must("setresuid", libc::SYS_setresuid, [65534, 65534, 65534, 0, 0, 0]).map(drop)
 }

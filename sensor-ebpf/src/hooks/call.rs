@@ -1,6 +1,7 @@
 //! Calls that give a file another name, take one away, or open it by its handle.
 //!
-//! Three programs watch each: at its beginning what was asked for is the kernel's own copy, and at its end that is freed;
+//! Three programs watch each: at its beginning what was asked for is the kernel's own copy (of a link only from 5.15 on), and at its
+//! end that is freed;
 //! where the kernel asks its security modules, the file is found and still has its old name; only the end tells what came
 //! of it. What they learn is kept by thread meanwhile. The kernel's own doings, and those of file servers in it, do not
 //! begin with such a call.
@@ -9,17 +10,15 @@ use aya_ebpf::{
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
-use sensor_ebpf::{Call, Hook, Part, STATUS_REQUESTED_CUT, STATUS_REQUESTED_UNTRUSTED, Section};
+use sensor_ebpf::{Call, Hook, Part, STATUS_REQUESTED_UNTRUSTED, Section};
 
 use super::open::{AT_FDCWD, base, flag_chroot, put_dentry, put_file};
 use crate::{
     filter,
-    kernel::{
-        FILE_OPEN_ROOT_ARGS, FILENAME_NAME, LINK_NAMES_IN_USER, PATH_MNT, constant, is_error, read, read_path,
-    },
+    kernel::{FILE_OPEN_ROOT_ARGS, FILENAME_NAME, LINK_NAMES_IN_USER, PATH_MNT, constant, is_error, read},
     maps,
     path::{Depth, Place, put_above, put_base, put_path, put_target, root_of},
-    record::{Builder, Kept, Source, Start},
+    record::{Builder, Kept, Room, Source, Start},
     task,
 };
 
@@ -28,7 +27,7 @@ use crate::{
 #[fentry(function = "do_renameat2")]
 fn do_renameat2_entry(ctx: FEntryContext) -> i32 {
     let (from, to): (u64, u64) = (ctx.arg(1), ctx.arg(3));
-    let names = (kernel_name(from), Some(kernel_name(to)));
+    let names = (Some(kernel_name(from)), Some(kernel_name(to)));
     enter(Hook::DoRenameat2, Call::Rename, ctx.arg(4), names, (ctx.arg(0), ctx.arg(2)))
 }
 
@@ -52,9 +51,9 @@ fn do_renameat2(ctx: FExitContext) -> i32 {
 fn do_linkat_entry(ctx: FEntryContext) -> i32 {
     let (old, new): (u64, u64) = (ctx.arg(1), ctx.arg(3));
     let names = if constant(&LINK_NAMES_IN_USER) != 0 {
-        (Source::User(old), Some(Source::User(new)))
+        (Some(Source::User(old)), Some(Source::User(new)))
     } else {
-        (kernel_name(old), Some(kernel_name(new)))
+        (Some(kernel_name(old)), Some(kernel_name(new)))
     };
     enter(Hook::DoLinkat, Call::Link, ctx.arg(4), names, (ctx.arg(0), ctx.arg(2)))
 }
@@ -78,7 +77,7 @@ fn do_linkat(ctx: FExitContext) -> i32 {
 // match-proto: long do_unlinkat(int dfd, struct filename *name)
 #[fentry(function = "do_unlinkat")]
 fn do_unlinkat_entry(ctx: FEntryContext) -> i32 {
-    enter(Hook::DoUnlinkat, Call::Delete, 0, (kernel_name(ctx.arg(1)), None), (ctx.arg(0), 0))
+    enter(Hook::DoUnlinkat, Call::Delete, 0, (Some(kernel_name(ctx.arg(1))), None), (ctx.arg(0), 0))
 }
 
 // match-proto: int security_path_unlink(const struct path *dir, struct dentry *dentry)
@@ -98,7 +97,7 @@ fn do_unlinkat(ctx: FExitContext) -> i32 {
 // match-proto: long do_rmdir(int dfd, struct filename *name)
 #[fentry(function = "do_rmdir")]
 fn do_rmdir_entry(ctx: FEntryContext) -> i32 {
-    enter(Hook::DoRmdir, Call::Delete, 0, (kernel_name(ctx.arg(1)), None), (ctx.arg(0), 0))
+    enter(Hook::DoRmdir, Call::Delete, 0, (Some(kernel_name(ctx.arg(1))), None), (ctx.arg(0), 0))
 }
 
 // match-proto: int security_path_rmdir(const struct path *dir, struct dentry *dentry)
@@ -116,7 +115,7 @@ fn do_rmdir(ctx: FExitContext) -> i32 {
 // match-proto: long do_handle_open(int mountdirfd, struct file_handle *ufh, int open_flag)
 #[fentry(function = "do_handle_open")]
 fn do_handle_open_entry(ctx: FEntryContext) -> i32 {
-    enter(Hook::DoHandleOpen, Call::Open, ctx.arg(2), (Source::None, None), (AT_FDCWD, 0))
+    enter(Hook::DoHandleOpen, Call::Open, ctx.arg(2), (None, None), (AT_FDCWD, 0))
 }
 
 // match-proto: struct file *do_file_open_root(const struct path *root, const char *name, const struct open_flags *op)
@@ -127,6 +126,7 @@ fn do_file_open_root(ctx: FExitContext) -> i32 {
     let file: u64 = read(ctx.as_ptr() as u64, returned);
     if filter::wanted(Hook::DoHandleOpen, Part::Found) && !is_error(file) {
         if let Some(mut record) = Builder::of_call(Hook::DoHandleOpen) {
+            record.empty();
             let place = put_file(&mut record, file);
             put_place(record, place, None);
         }
@@ -151,7 +151,7 @@ pub(super) fn enter(
     hook: Hook,
     call: Call,
     flags: u32,
-    names: (Source, Option<Source>),
+    names: (Option<Source>, Option<Source>),
     dirfds: (i32, i32),
 ) -> i32 {
     if !filter::wanted(hook, Part::Entry) {
@@ -161,33 +161,35 @@ pub(super) fn enter(
     let fields = record.record();
     (fields.call, fields.flags) = (call as u32, flags);
     let (from, to) = names;
-    let mut kept = Kept { from: Start { dirfd: dirfds.0, first: from.first() }, ..Kept::default() };
-    put_name(record, from, Section::Requested);
-    if let Some(to) = to {
-        kept.to = Start { dirfd: dirfds.1, first: to.first() };
-        put_name(record, to, Section::TargetRequested);
-    }
+    let kept = Kept {
+        from: Start { dirfd: dirfds.0, first: put_name(record, from, Section::Requested) },
+        to: Start { dirfd: dirfds.1, first: put_name(record, to, Section::TargetRequested) },
+        ..Kept::default()
+    };
     record.keep(kept);
     0
 }
 
+/// Appends a name, if there is one; returns its first byte.
 #[inline(always)]
-fn put_name(record: Builder, name: Source, section: Section) {
-    match name {
-        // A handle has no name.
-        Source::None => return,
-        Source::User(_) => record.flag(STATUS_REQUESTED_UNTRUSTED),
-        Source::Kernel(_) => {}
+fn put_name(record: Builder, name: Option<Source>, section: Section) -> u32 {
+    // A handle has no name.
+    let Some(name) = name else { return 0 };
+    if let Source::User(_) = name {
+        record.flag(STATUS_REQUESTED_UNTRUSTED);
     }
     record.put_requested(name, section);
+    name.first()
 }
 
-/// The call has found its file, and for its other name a place.
+/// The call has found its file, and for its other name a place; what was asked for is the same by other letters. A call that
+/// the kernel tries again finds it again.
 #[inline(always)]
 fn found(hook: Hook, place: Place, target: Option<Place>) -> i32 {
     if filter::wanted(hook, Part::Found)
         && let Some(mut record) = Builder::of_call(hook)
     {
+        record.empty();
         put_dentry(&mut record, place.1);
         put_place(record, place, target);
     }
@@ -198,8 +200,8 @@ fn found(hook: Hook, place: Place, target: Option<Place>) -> i32 {
 fn put_place(record: Builder, place: Place, target: Option<Place>) {
     flag_chroot(record);
     record.keep(Kept { root: root_of(place.0), target: target.unwrap_or_default(), ..record.kept() });
-    put_path(record, place, Depth::Half);
-    put_above(record, record.kept().root);
+    put_path(record, place, Depth::Half, Room::First);
+    put_above(record, record.kept().root, Room::First);
     if target.is_some() {
         put_target(record, record.kept().target);
     }
@@ -216,30 +218,17 @@ pub(super) fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> 
     let returned: i32 = read(ctx.as_ptr() as u64, args * size_of::<u64>());
     let fields = record.record();
     fields.result = returned.min(0);
-    let was_found = fields.sections[Section::Path as usize].len != 0;
     task::describe(&mut record.record().header, hook);
-    if was_found {
-        // The names are the same by other letters.
-        forget_names(record);
-    } else {
+    if record.kept().root == 0 {
         flag_chroot(record);
         let Kept { from, .. } = record.kept();
-        put_base(record, base(record, from), Section::Path);
+        put_base(record, base(record, from), Section::Path, Room::AfterNames);
         if pair {
             let Kept { to, .. } = record.kept();
-            put_base(record, base(record, to), Section::Target);
+            put_base(record, base(record, to), Section::Target, Room::Last);
         }
     }
     record.submit();
     maps::end_call();
     0
-}
-
-/// Says no more of names that were asked for.
-#[inline(always)]
-fn forget_names(mut record: Builder) {
-    let fields = record.record();
-    fields.sections[Section::Requested as usize].len = 0;
-    fields.sections[Section::TargetRequested as usize].len = 0;
-    fields.status &= !(STATUS_REQUESTED_CUT | STATUS_REQUESTED_UNTRUSTED);
 }

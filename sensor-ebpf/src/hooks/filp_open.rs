@@ -7,7 +7,7 @@ use crate::{
     filter,
     kernel::{FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
     path::{Depth, put_above, put_path, root_of},
-    record::{Kept, Source, Start},
+    record::{Kept, Room, Source, Start},
 };
 
 /// -EAGAIN (include/uapi/asm-generic/errno-base.h).
@@ -47,10 +47,10 @@ fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
         base(record, Start { dirfd, first: Source::Kernel(name).first() })
     };
     record.keep(Kept { name, root: root_of(place.0), result: i64::from(result), ..Kept::default() });
-    put_path(record, place, Depth::Whole);
+    put_path(record, place, Depth::Whole, Room::Last);
     let Kept { name, root, result, .. } = record.kept();
     if result == 0 {
-        put_above(record, root);
+        put_above(record, root, Room::Last);
     } else {
         // The kernel's own copy: the process cannot change it any more.
         record.put_requested(Source::Kernel(name), Section::Requested);

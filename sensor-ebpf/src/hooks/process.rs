@@ -12,9 +12,9 @@ use crate::{
         BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP, MM_ARG_END, MM_ARG_START, PROC_LEVEL, SIGNAL_STRUCT_LIVE,
         TASK_GROUP_LEADER, TASK_MM, TASK_SIGNAL, TASK_START_BOOTTIME, TASK_TGID, TASK_THREAD_PID, constant, read,
     },
-    maps::{EVENTS, count_loss, next_sequence},
+    maps::{self, EVENTS, count_loss, next_sequence},
     path::{Depth, put_cwd, put_path},
-    record::{Builder, Kept, Source},
+    record::{Builder, Kept, Room, Source},
     task,
 };
 
@@ -35,7 +35,7 @@ fn try_sched_process_exec(ctx: &BtfTracePointContext) -> Option<()> {
     let place = put_file(&mut record, read(bprm, constant(&BINPRM_FILE)));
     flag_chroot(record);
     record.keep(Kept { file: bprm, ..Kept::default() });
-    put_path(record, place, Depth::Whole);
+    put_path(record, place, Depth::Whole, Room::First);
     add_details(record);
     record.submit();
     Some(())
@@ -90,6 +90,8 @@ fn try_sched_process_fork(ctx: &BtfTracePointContext) {
 // match-proto: void sched_process_exit(struct task_struct *p, bool group_dead)
 #[btf_tracepoint(function = "sched_process_exit")]
 fn sched_process_exit(_: BtfTracePointContext) -> i32 {
+    // If the kernel skipped the program at its end.
+    maps::end_call();
     let signal: u64 = read(task::current(), constant(&TASK_SIGNAL));
     // Each thread comes by here, after it was taken off this number (do_exit(), kernel/exit.c).
     let live: u32 = read(signal, constant(&SIGNAL_STRUCT_LIVE));

@@ -10,7 +10,7 @@ use crate::{
     filter,
     kernel::{FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read, read_user},
     path::{Depth, put_above, put_base, put_path, root_of},
-    record::{Builder, Kept, Source, Start},
+    record::{Builder, Kept, Room, Source, Start},
     task,
 };
 
@@ -74,8 +74,14 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let (dirfd, name) = call.target;
     let to = Start { dirfd, first: Source::User(name).first() };
     let root = root_of(place.0);
-    record.keep(Kept { file, name: call.name, result, root, target: (name, opened.into()), from, to });
-    put_path(record, place, Depth::Whole);
+    let result = if opened { result } else { -1 };
+    record.keep(Kept { file, name: call.name, other: name, result, root, from, to, ..Kept::default() });
+    // Of a file there is its path; else there are names to come.
+    if record.kept().file != 0 {
+        put_path(record, place, Depth::Whole, Room::Last);
+    } else {
+        put_base(record, place, Section::Path, Room::First);
+    }
     finish(record);
     Some(())
 }
@@ -83,11 +89,11 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
 /// After the walk: says whether the descriptor is still the same, and adds the names where they are needed.
 #[inline(always)]
 fn finish(record: Builder) {
-    let Kept { file, name, result, root, target: (other, opened), to, .. } = record.kept();
+    let Kept { file, name, other, result, root, to, .. } = record.kept();
     if file != 0 {
-        put_above(record, root);
+        put_above(record, root, Room::Last);
     }
-    let replaced = opened != 0 && (file == 0 || file_of(result as u32) != file);
+    let replaced = result >= 0 && (file == 0 || file_of(result as u32) != file);
     if replaced {
         // What was read may be another file's, or of no file any more: the name that was asked for goes with it.
         record.flag(STATUS_FD_REPLACED);
@@ -98,7 +104,7 @@ fn finish(record: Builder) {
         record.put_requested(Source::User(name), Section::Requested);
     }
     if other != 0 {
-        put_base(record, base(record, to), Section::Target);
+        put_base(record, base(record, to), Section::Target, Room::Last);
         record.put_requested(Source::User(other), Section::TargetRequested);
     }
     record.submit();

@@ -18,7 +18,7 @@ use crate::{
     kernel::{read, read_path},
     maps,
     path::{Depth, put_above, put_path, root_of},
-    record::{Kept, Source},
+    record::{Kept, Room, Source},
 };
 
 /// The first argument of a system call in `struct pt_regs` (arch/x86/include/asm/ptrace.h): `di`.
@@ -43,8 +43,8 @@ fn try_vfs_truncate(ctx: &FExitContext) -> Option<()> {
     flag_chroot(record);
     put_dentry(&mut record, place.1);
     record.keep(Kept { root: root_of(place.0), ..Kept::default() });
-    put_path(record, place, Depth::Whole);
-    put_above(record, record.kept().root);
+    put_path(record, place, Depth::Whole, Room::Last);
+    put_above(record, record.kept().root, Room::Last);
     record.submit();
     Some(())
 }
@@ -53,7 +53,7 @@ fn try_vfs_truncate(ctx: &FExitContext) -> Option<()> {
 #[fentry(function = "__x64_sys_truncate")]
 fn sys_truncate_entry(ctx: FEntryContext) -> i32 {
     let name = Source::User(read(ctx.arg(0), FIRST));
-    enter(Hook::SysTruncate, Call::Truncate, 0, (name, None), (AT_FDCWD, 0))
+    enter(Hook::SysTruncate, Call::Truncate, 0, (Some(name), None), (AT_FDCWD, 0))
 }
 
 #[fexit(function = "__x64_sys_truncate")]

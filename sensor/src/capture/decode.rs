@@ -1,10 +1,10 @@
 //! Bytes of the ring to [`Event`]. The bytes come from our own program, but are checked like a stranger's.
 use jiff::{SignedDuration, Timestamp};
 use sensor_ebpf::{
-    Call as What, CgroupRecord, ForkRecord, Hook, OPEN_HOOKS, OpenRecord, RecordHeader, STATUS_ARGS_CUT,
-    STATUS_CHROOT, STATUS_COVERED, STATUS_DELETED, STATUS_DETACHED, STATUS_DISCONNECTED, STATUS_FD_RACE_POSSIBLE,
-    STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_REQUESTED_CUT, STATUS_REQUESTED_UNTRUSTED, STATUS_SHIFT,
-    STATUS_TOO_LONG, Section,
+    Call as What, CgroupRecord, ForkRecord, Hook, OPEN_HOOKS, OpenRecord, RecordHeader, STATUS_ABOVE_CUT,
+    STATUS_ARGS_CUT, STATUS_CHROOT, STATUS_COVERED, STATUS_DELETED, STATUS_DETACHED, STATUS_DISCONNECTED,
+    STATUS_FD_RACE_POSSIBLE, STATUS_FD_REPLACED, STATUS_FOREIGN_MOUNT, STATUS_REQUESTED_CUT,
+    STATUS_REQUESTED_UNTRUSTED, STATUS_SHIFT, STATUS_TOO_LONG, Section,
 };
 use uuid::Uuid;
 use zerocopy::FromBytes as _;
@@ -22,7 +22,7 @@ const STATUS: &[(u32, PathStatus)] = &[
     (STATUS_FOREIGN_MOUNT, PathStatus::ForeignMount),
     (STATUS_DISCONNECTED, PathStatus::Disconnected),
     (STATUS_COVERED, PathStatus::Covered),
-    (STATUS_TOO_LONG, PathStatus::TooLong),
+    (STATUS_TOO_LONG | STATUS_ABOVE_CUT, PathStatus::TooLong),
     (STATUS_DELETED, PathStatus::Deleted),
     (STATUS_FD_RACE_POSSIBLE, PathStatus::FdRacePossible),
     (STATUS_FD_REPLACED, PathStatus::FdReplaced),
@@ -124,6 +124,7 @@ impl Decoder {
             path: found.path,
             inner: found.inner,
             home: None,
+            more_homes: Vec::new(),
             target: found.target,
             target_inner: found.target_inner,
             target_home: None,
@@ -143,7 +144,8 @@ fn call(number: u32) -> Option<Call> {
     calls.into_iter().find_map(|(what, call)| (what as u32 == number).then_some(call))
 }
 
-/// What there is to know about the paths. Of anonymous files the kernel makes the names: nobody else can put one there.
+/// What there is to know about the paths. Of anonymous files the kernel makes the names; whoever gives a file such a name
+/// and takes it away has made one.
 fn status(record: &OpenRecord, found: &Paths) -> Vec<PathStatus> {
     let bits = record.status | record.status >> STATUS_SHIFT;
     let name = found.path.as_ref().map(Name::as_bytes).unwrap_or_default();
@@ -201,7 +203,7 @@ fn until_nul(bytes: &[u8]) -> &[u8] {
 
 #[cfg(test)]
 mod tests {
-    use sensor_ebpf::{STATUS_ABOVE_CUT, STATUS_PATH_IS_BASE, Span};
+    use sensor_ebpf::{STATUS_PATH_IS_BASE, Span};
     use zerocopy::IntoBytes as _;
 
     use super::*;

@@ -22,14 +22,17 @@ pub(super) struct Spec {
     functions: &'static [&'static str],
 }
 
-/// What is done to files and cannot be seen without a hook.
-pub(super) fn operation(hook: Hook) -> Option<Operation> {
+/// What cannot be seen without a hook: in words, and as policies have it if that is all there is to see of it. None of the
+/// hook without which there is no sensor.
+pub(super) fn needed_for(hook: Hook) -> Option<(&'static str, Option<Operation>)> {
     Some(match hook {
-        Hook::DoHandleOpen => Operation::Read,
-        Hook::VfsTruncate | Hook::SysTruncate => Operation::Truncate,
-        Hook::DoRenameat2 => Operation::Rename,
-        Hook::DoLinkat => Operation::Link,
-        Hook::DoUnlinkat | Hook::DoRmdir => Operation::Delete,
+        Hook::DoHandleOpen => ("open_by_handle_at(2)", None),
+        Hook::VfsTruncate => ("truncate(2)", Some(Operation::Truncate)),
+        Hook::SysTruncate => ("truncate(2) of what is not there", None),
+        Hook::DoRenameat2 => ("rename(2)", Some(Operation::Rename)),
+        Hook::DoLinkat => ("link(2)", Some(Operation::Link)),
+        Hook::DoUnlinkat => ("unlink(2)", Some(Operation::Delete)),
+        Hook::DoRmdir => ("rmdir(2)", None),
         Hook::DoFilpOpen
         | Hook::SysExit
         | Hook::SchedProcessExec

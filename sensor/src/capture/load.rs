@@ -7,6 +7,7 @@ use aya::{
     programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use rustix::process::{Resource, Rlimit};
+use sensor_ebpf::Hook;
 
 use super::{
     Config, Error, Mode,
@@ -23,7 +24,7 @@ use crate::{
 static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwatch-ebpf"));
 
 /// Tracepoints that tell who runs what and where, in every mode.
-const PROCESS_TRACEPOINTS: [&str; 5] =
+pub(super) const PROCESS_TRACEPOINTS: [&str; 5] =
     ["sched_process_exec", "sched_process_fork", "sched_process_exit", "cgroup_mkdir", "cgroup_rmdir"];
 
 /// What was attached.
@@ -76,42 +77,50 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Err
 
 fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
-    let mut unseen = Vec::new();
+    let mut lacking: Vec<Hook> = Vec::new();
     for spec in SPECS {
-        // Without opens there is no sensor; without another hook it is one that says what it does not see.
-        match (hooks::attach(spec, &mut bpf, types, btf), hooks::operation(spec.hook)) {
-            (Ok(()), _) => {}
-            (Err(why), None) => return Err(why),
-            (Err(why), Some(operation)) => {
-                tracing::warn!(%operation, "{why}; without it this is not seen");
-                unseen.push(operation);
-            }
+        // A hook is of no use with a part of its programs.
+        if lacking.contains(&spec.hook) {
+            continue;
         }
+        let Err(why) = hooks::attach(spec, &mut bpf, types, btf) else { continue };
+        // Without opens there is no sensor; without another hook it is one that says what it does not see.
+        let Some((what, _)) = hooks::needed_for(spec.hook) else { return Err(why) };
+        tracing::warn!("{what} is not seen on this kernel: {why}");
+        lacking.push(spec.hook);
     }
-    unseen.extend(silent(&bpf)?);
+    let silent = silent(&bpf, &lacking)?;
+    lacking.extend(silent);
+    let mut unseen: Vec<Operation> = lacking
+        .into_iter()
+        .filter_map(|hook| hooks::needed_for(hook).and_then(|(_, operation)| operation))
+        .collect();
     unseen.sort_unstable();
     unseen.dedup();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     Ok(Loaded { bpf, mode: CaptureMode::Fexit, unseen })
 }
 
-/// What is not seen because a program that is attached does not fire.
-fn silent(bpf: &Ebpf) -> Result<Vec<Operation>, Error> {
+/// The hooks of which a program is attached and does not fire, beside those that are `lacking` already.
+fn silent(bpf: &Ebpf, lacking: &[Hook]) -> Result<Vec<Hook>, Error> {
     let Some(fired) = selftest::fired(bpf) else {
-        tracing::warn!(
-            "no directory to write to: whether the hooks of rename, link, delete, truncate fire is not tried"
-        );
+        let places = selftest::PLACES.join(", ");
+        tracing::warn!("whether the hooks fire could not be tried: make one of {places} writable for the sensor");
         return Ok(Vec::new());
     };
     let fired = fired?;
-    let silent = |spec: &&Spec| !fired.has(spec.hook, spec.part);
-    let mut operations = Vec::new();
-    for Spec { program, hook, .. } in SPECS.iter().filter(silent) {
-        let Some(operation) = hooks::operation(*hook) else { return Err(Error::Silent(program)) };
-        tracing::warn!(%operation, program, "a hook is attached and does not fire; without it this is not seen");
-        operations.push(operation);
+    let mut hooks = Vec::new();
+    for Spec { program, hook, part, .. } in SPECS.iter().filter(|spec| !lacking.contains(&spec.hook)) {
+        if fired.has(*hook, *part) {
+            continue;
+        }
+        let Some((what, _)) = hooks::needed_for(*hook) else { return Err(Error::Silent(program)) };
+        tracing::warn!(
+            "{what} is not seen on this kernel: {program} is attached and never runs; please report the kernel's version"
+        );
+        hooks.push(*hook);
     }
-    Ok(operations)
+    Ok(hooks)
 }
 
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {

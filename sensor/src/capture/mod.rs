@@ -125,7 +125,7 @@ pub enum Error {
     #[error("this kernel's struct {0} has no member {1}: please report its version")]
     MissingMember(&'static str, String),
     /// None of the known functions exists.
-    #[error("this kernel has no function {0}: set capture.mode to tracepoint, and please report its version")]
+    #[error("this kernel has no function {0} as it is known; please report its version")]
     MissingFunction(String),
     /// The compiler has put the function into its callers.
     #[error(
@@ -151,8 +151,8 @@ pub struct Capture {
 }
 
 struct Reader {
-    /// Descriptors of the programs, open as long as those are.
-    attached: Vec<RawFd>,
+    /// Descriptors of the programs, open as long as those are; and whether they report what is done to files.
+    attached: Vec<(RawFd, bool)>,
     ring: AsyncFd<RingBuf<MapData>>,
     losses: PerCpuArray<MapData, u64>,
     sequences: PerCpuArray<MapData, u64>,
@@ -168,6 +168,7 @@ struct Seen {
     lost: [u64; HOOKS * LOSSES],
     numbered: [u64; HOOKS],
     skipped: u64,
+    processes_skipped: u64,
 }
 
 impl Capture {
@@ -191,11 +192,13 @@ impl Capture {
         // SAFETY: the ring owns its descriptor and returns the same one until it is dropped, with this AsyncFd.
         #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor of somebody else's type")]
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|why| Error::Load("EVENTS", why.into()))?;
-        let attached =
-            programs.programs().filter_map(|(_, program)| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect();
+        let attached = programs.programs().filter_map(|(name, program)| {
+            Some((program.fd().ok()?.as_fd().as_raw_fd(), !load::PROCESS_TRACEPOINTS.contains(&name)))
+        });
+        let attached = attached.collect();
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
-        let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0 };
+        let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0, processes_skipped: 0 };
         let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
         Ok((Self { programs, unseen, reader }, receiver))
     }
@@ -276,17 +279,22 @@ impl Reader {
 
     /// Turns the kernel's counters into notices and metrics.
     fn count_losses(&mut self) {
-        let skipped = self.attached.iter().filter_map(|program| recursion_misses(*program)).sum::<u64>();
-        let new = skipped.saturating_sub(self.seen.skipped);
+        let skipped = |opens: bool| {
+            let programs = self.attached.iter().filter(|(_, reports_opens)| *reports_opens == opens);
+            programs.filter_map(|(program, _)| recursion_misses(*program)).sum::<u64>()
+        };
+        let (opens, processes) = (skipped(true), skipped(false));
+        let new = opens.saturating_sub(self.seen.skipped);
         if new > 0 {
-            self.seen.skipped = skipped;
+            self.seen.skipped = opens;
             self.metrics.skipped.add(new);
-            self.notices.lost(
-                "capture",
-                "recursion",
-                new,
-                format!("the kernel skipped {new} runs of a program, each perhaps an open"),
-            );
+            let detail = format!("the kernel skipped {new} runs of a program, each perhaps an open");
+            self.notices.lost("capture", "recursion", new, detail);
+        }
+        let new = processes.saturating_sub(self.seen.processes_skipped);
+        if new > 0 {
+            self.seen.processes_skipped = processes;
+            lost_processes(&self.metrics, &self.notices, new);
         }
         if let Err(why) = self.try_count_losses() {
             self.notices.add("capture", "counters_unreadable", 1, why.to_string());
@@ -297,9 +305,7 @@ impl Reader {
         for (slot, seen) in self.seen.lost.iter_mut().enumerate() {
             let new = growth(&self.losses, slot, seen)?;
             if new > 0 && slot / LOSSES >= OPEN_HOOKS {
-                self.metrics.processes_lost.add(new);
-                let detail = format!("{new} records of processes and cgroups were lost; of those less is known");
-                self.notices.lost("capture", "processes_lost", new, detail);
+                lost_processes(&self.metrics, &self.notices, new);
             } else if let (1.., Some(reason)) = (new, LOSS_REASONS.get(slot % LOSSES)) {
                 self.metrics.opens_lost.add(new);
                 if slot % LOSSES == Loss::NoMemory as usize {
@@ -317,6 +323,12 @@ impl Reader {
         }
         Ok(())
     }
+}
+
+fn lost_processes(metrics: &Metrics, notices: &Notices, new: u64) {
+    metrics.processes_lost.add(new);
+    let detail = format!("{new} records of processes and cgroups were lost; of those less is known");
+    notices.lost("capture", "processes_lost", new, detail);
 }
 
 /// The prototype of a function of this kernel as C writes it; None if it has none of that name.

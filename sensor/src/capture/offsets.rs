@@ -30,7 +30,6 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("TASK_FLAGS", "task_struct", &["flags"]),
     ("TASK_PID", "task_struct", &["pid"]),
     ("TASK_COMM", "task_struct", &["comm"]),
-    ("TASK_SET_CHILD_TID", "task_struct", &["set_child_tid"]),
     ("TASK_THREAD_INFO", "task_struct", &["thread_info"]),
     ("THREAD_INFO_STATUS", "thread_info", &["status"]),
     ("TASK_FILES", "task_struct", &["files"]),
@@ -83,14 +82,7 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
 ];
 
 /// Likewise; what such a member tells is unknown on kernels that lack it.
-const OPTIONAL: &[(&str, &str, &[&str])] = &[
-    ("TASK_LOGINUID", "task_struct", &["loginuid"]),
-    // io_uring's; only used before 5.12.
-    ("KTHREAD_DATA", "kthread", &["data"]),
-    ("IO_WORKER_CUR_WORK", "io_worker", &["cur_work"]),
-    ("IO_KIOCB_WORK", "io_kiocb", &["work"]),
-    ("IO_KIOCB_TASK", "io_kiocb", &["task"]),
-];
+const OPTIONAL: &[(&str, &str, &[&str])] = &[("TASK_LOGINUID", "task_struct", &["loginuid"])];
 
 /// The value of every global, for this kernel.
 pub(super) fn look_up(types: &Types) -> Result<Vec<(&'static str, u32)>, Error> {

@@ -1,5 +1,5 @@
-//! Makes every hook fire once: some functions can be hooked and are never called, since the compiler has put them into
-//! their callers.
+//! Makes every hook on a function fire once: some can be hooked and are never called, since the compiler has put them into
+//! their callers. A tracepoint is called wherever it stands.
 use std::{
     fs::{self, File},
     os::fd::AsRawFd as _,
@@ -15,48 +15,52 @@ use super::Error;
 const FIRED: &str = "FIRED";
 
 /// Where the sensor may write, first come first served: a container with a read-only root has the first.
-const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
+pub(super) const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
 
 /// Does to files of its own what the hooks watch, and says which programs have run for it; None if it found no place.
 pub(super) fn fired(bpf: &Ebpf) -> Option<Result<Fired, Error>> {
     let name = format!("pathwatch-{}", std::process::id());
     let place =
         PLACES.iter().map(|place| Path::new(place).join(&name)).find(|place| fs::create_dir(place).is_ok())?;
-    exercise(&place);
+    let by_handle = exercise(&place);
     fs::remove_dir_all(&place).ok();
-    Some(read(bpf))
+    Some(read(bpf).map(|runs| Fired { runs, by_handle }))
 }
 
 /// Which programs have run for the sensor itself.
-pub(super) struct Fired(Vec<bool>);
+pub(super) struct Fired {
+    runs: Vec<bool>,
+    /// A file was opened by its handle, for which the sensor may lack the right, or the file system the means.
+    by_handle: bool,
+}
 
 impl Fired {
-    /// Whether this part of that hook has.
+    /// Whether this part of that hook has, or could not be tried.
     pub(super) fn has(&self, hook: Hook, part: Part) -> bool {
-        self.0.get(hook as usize * PARTS + part as usize).copied().unwrap_or(false)
+        let untried = hook == Hook::DoHandleOpen && !self.by_handle;
+        untried || self.runs.get(hook as usize * PARTS + part as usize).copied().unwrap_or(false)
     }
 }
 
-fn read(bpf: &Ebpf) -> Result<Fired, Error> {
+fn read(bpf: &Ebpf) -> Result<Vec<bool>, Error> {
     let map = bpf.map(FIRED).ok_or(Error::MissingProgram(FIRED))?;
     let counters = PerCpuArray::<_, u64>::try_from(map).map_err(|why| Error::Load(FIRED, why.into()))?;
     let has = |slot| counters.get(&slot, 0).map(|counts| counts.iter().any(|count| *count > 0));
     let fired = (0..counters.len()).map(has).collect::<Result<_, _>>();
-    fired.map(Fired).map_err(|why| Error::Load(FIRED, why.into()))
+    fired.map_err(|why| Error::Load(FIRED, why.into()))
 }
 
-/// Nothing here need succeed: what does not is a program that has not fired.
-fn exercise(place: &Path) {
+/// Nothing here need succeed: what does not is a program that has not fired. Says whether a file was opened by its handle.
+fn exercise(place: &Path) -> bool {
     let path = |name: &str| -> PathBuf { place.join(name) };
-    if let Ok(file) = File::create(path("a")) {
-        open_by_handle(&file);
-    }
+    let by_handle = File::create(path("a")).is_ok_and(|file| open_by_handle(&file));
     truncate(&path("a"));
     fs::rename(path("a"), path("b")).ok();
     fs::hard_link(path("b"), path("c")).ok();
     fs::remove_file(path("c")).ok();
     fs::create_dir(path("d")).ok();
     fs::remove_dir(path("d")).ok();
+    by_handle
 }
 
 /// truncate(2), for which rustix has only ftruncate(2), which opens nothing.
@@ -76,7 +80,7 @@ struct Handle {
 }
 
 #[expect(unsafe_code, reason = "no safe interface has file handles")]
-fn open_by_handle(file: &File) {
+fn open_by_handle(file: &File) -> bool {
     let mut handle = Handle { bytes: 128, kind: 0, handle: [0; 128] };
     let mut mount = 0;
     let (at, empty) = (&raw mut handle, c"".as_ptr());
@@ -91,10 +95,14 @@ fn open_by_handle(file: &File) {
             libc::AT_EMPTY_PATH,
         )
     };
-    if named == 0 {
-        // SAFETY: as above; the handle is one of the kernel's.
-        let opened = unsafe { libc::syscall(libc::SYS_open_by_handle_at, file.as_raw_fd(), at, libc::O_PATH) };
-        // SAFETY: a descriptor that nobody else knows; closing none is harmless.
+    if named != 0 {
+        return false;
+    }
+    // SAFETY: as above; the handle is one of the kernel's.
+    let opened = unsafe { libc::syscall(libc::SYS_open_by_handle_at, file.as_raw_fd(), at, libc::O_PATH) };
+    if opened >= 0 {
+        // SAFETY: a descriptor that nobody else knows.
         unsafe { libc::close(opened as i32) };
     }
+    opened >= 0
 }

@@ -12,6 +12,9 @@ use crate::{
     policy::PolicySet,
 };
 
+/// Most literals in a directory that is renamed of which an event tells.
+const MOVED: usize = 64;
+
 /// What is known of files.
 pub(super) struct Files {
     mounts: Mounts,
@@ -51,24 +54,27 @@ impl Files {
         if let Some(file) = event.file.as_ref() {
             let device = file.device;
             let mut live = |inner: Option<&Name>, path: Option<&Name>| {
-                let Living { home, owner } =
+                let Living { mut homes, owner } =
                     inner.map(|inner| self.live(device, inner, opener)).unwrap_or_default();
                 // Said only if it is another.
-                (home.filter(|home| Some(home) != path), owner)
+                homes.retain(|home| Some(home) != path);
+                (homes, owner)
             };
-            (event.home, owner) = live(event.inner.as_ref(), event.path.as_ref());
-            event.target_home = live(event.target_inner.as_ref(), event.target.as_ref()).0;
+            let (homes, whose) = live(event.inner.as_ref(), event.path.as_ref());
+            let mut homes = homes.into_iter();
+            (event.home, event.more_homes, owner) = (homes.next(), homes.collect(), whose);
+            event.target_home = live(event.target_inner.as_ref(), event.target.as_ref()).0.into_iter().next();
         }
         let namespaces = self.namespaces(event, opener);
         let (known_as, target_known_as) = self.known_as(event, &namespaces, opener);
-        self.learn(event, &namespaces, opener);
+        self.learn(event, &namespaces, owner, opener);
         Called { owner, known_as, target_known_as }
     }
 
     fn live(&mut self, device: u32, inner: &Name, opener: &Opener<'_>) -> Living {
         match opener.container {
             Some(container) => self.mounts.in_container(container, opener.lineage, device, inner, opener.now),
-            None => Living { home: self.mounts.on_host(device, inner, opener.now), owner: None },
+            None => Living { homes: self.mounts.on_host(device, inner, opener.now), owner: None },
         }
     }
 
@@ -89,6 +95,8 @@ impl Files {
             for namespace in namespaces {
                 // By its letters a path leads somewhere in its own namespace only.
                 let path = path.filter(|_| own == Some(*namespace)).map(Name::as_bytes).unwrap_or_default();
+                // Others than its own first process may show the host's namespace by a root of their own.
+                let lineage = if self.host == Some(*namespace) { &[] } else { lineage };
                 let place = Where { namespace: *namespace, lineage: lineage.iter().copied() };
                 found.extend(self.roots.names(place, path, file, policies, now));
             }
@@ -98,28 +106,50 @@ impl Files {
             found
         };
         let target = event.target.as_ref();
-        (names(event.path.as_ref(), file), target.map(|target| names(Some(target), None)).unwrap_or_default())
+        let mut known_as = names(event.path.as_ref(), file);
+        let mut target_known_as = target.map(|target| names(Some(target), None)).unwrap_or_default();
+        if event.call == Call::Rename && event.file.as_ref().is_none_or(|file| file.kind() == "dir") {
+            // All that is in a directory gets another name with it.
+            let inside = |path: &Name| -> Vec<Name> {
+                let path = path.as_bytes();
+                let literals = below(policies.literals(), path).filter(|literal| *literal != path);
+                literals.take(MOVED).map(|literal| literal.clone().into()).collect()
+            };
+            known_as.extend(event.best_path().map(inside).unwrap_or_default());
+            target_known_as.extend(target.map(inside).unwrap_or_default());
+        }
+        (known_as, target_known_as)
     }
 
-    /// Takes in what the event says of paths that policies name.
-    fn learn(&self, event: &Event, namespaces: &[u64], opener: &Opener<'_>) {
+    /// Takes in what the event says of paths that policies name. What a path leads to is so in the process's own namespace;
+    /// where the file lives, on the host or in the container.
+    fn learn(&self, event: &Event, namespaces: &[u64], owner: Option<Owner>, opener: &Opener<'_>) {
         let literals = opener.policies.literals();
         let Some(file) = event.file.as_ref().filter(|_| event.result == 0 && !literals.is_empty()) else { return };
         let file_id = (file.device, file.inode);
         let (own, other) = ([&event.path, &event.home], [&event.target, &event.target_home]);
-        let is_literal = |name: &&Name| literals.contains(name.as_bytes());
-        let there = match event.call {
+        let is_there = match event.call {
             Call::Open | Call::Truncate if event.status.contains(&PathStatus::Deleted) => None,
-            Call::Open | Call::Truncate => own.into_iter().flatten().find(is_literal),
+            Call::Open | Call::Truncate => Some(own),
             // It is there now.
-            Call::Rename | Call::Link => other.into_iter().flatten().find(is_literal),
+            Call::Rename | Call::Link => Some(other),
             Call::Delete => None,
         };
-        if let Some(literal) = there {
-            self.roots.met(namespaces, literal, file_id);
+        if let Some([path, home]) = is_there {
+            let began = opener.container.and_then(|container| self.mounts.namespace_of(container));
+            let lives = if opener.container.is_none() || owner == Some(Owner::Host) { self.host } else { began };
+            let places =
+                [(path.as_ref(), event.mount_ns.map(u64::from)), (home.as_ref().or(path.as_ref()), lives)];
+            for (name, namespace) in places {
+                if let (Some(name), Some(namespace)) =
+                    (name.filter(|name| literals.contains(name.as_bytes())), namespace)
+                {
+                    self.roots.met(&[namespace], name, file_id);
+                }
+            }
         }
         let changes = event.call != Call::Open && event.call != Call::Truncate || file.created;
-        let touched = |name: &Name| leads_to(literals, name.as_bytes());
+        let touched = |name: &Name| below(literals, name.as_bytes()).next().is_some();
         if changes && own.into_iter().chain(other).flatten().any(touched) {
             let gone = (event.call == Call::Delete && file.links <= 1).then_some(file_id);
             self.roots.changed(namespaces, gone, opener.now);
@@ -127,12 +157,12 @@ impl Files {
     }
 }
 
-/// Whether some literal is this path or below it.
-fn leads_to(literals: &BTreeSet<Vec<u8>>, path: &[u8]) -> bool {
+/// The literals that are this path or below it.
+fn below<'a>(literals: &'a BTreeSet<Vec<u8>>, path: &'a [u8]) -> impl Iterator<Item = &'a Vec<u8>> {
     let from = (Bound::Included(path), Bound::Unbounded);
-    let mut after = literals.range::<[u8], _>(from).take_while(|literal| literal.starts_with(path));
+    let after = literals.range::<[u8], _>(from).take_while(move |literal| literal.starts_with(path));
     // `/etc-old` stands between `/etc` and `/etc/x`.
-    after.any(|literal| matches!(literal.get(path.len()), None | Some(b'/')))
+    after.filter(move |literal| matches!(literal.get(path.len()), None | Some(b'/')))
 }
 
 #[cfg(test)]
@@ -153,7 +183,7 @@ mod tests {
             ("/e", false),
             ("/zzz", false),
         ] {
-            assert_eq!(leads_to(&literals, path.as_bytes()), want, "{path}");
+            assert_eq!(below(&literals, path.as_bytes()).next().is_some(), want, "{path}");
         }
     }
 }

@@ -402,7 +402,11 @@ fn is_watched(enriched: &Enriched, policies: &PolicySet) -> bool {
     policies.policies.is_empty()
         || !enriched.known_as.is_empty()
         || !enriched.target_known_as.is_empty()
-        || views.into_iter().flatten().any(|view| names(view.as_bytes()).iter().any(|name| is_hit(name)))
+        || views
+            .into_iter()
+            .flatten()
+            .chain(&event.more_homes)
+            .any(|view| names(view.as_bytes()).iter().any(|name| is_hit(name)))
 }
 
 async fn until(deadline: Option<Instant>) {

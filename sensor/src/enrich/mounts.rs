@@ -16,6 +16,8 @@ use crate::{
 const REFRESH: Duration = Duration::from_secs(1);
 /// When it is read anew because it has no answer.
 const RETRY: Duration = Duration::from_millis(100);
+/// Most places of one file that are told.
+const HOMES: usize = 8;
 /// Most containers of which tables are remembered.
 const CACHE_LIMIT: usize = 2000;
 
@@ -51,16 +53,18 @@ pub(super) struct Mounts {
 /// Where a file lives, and whose it is.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Living {
-    pub(super) home: Option<Name>,
+    /// The places, the best first.
+    pub(super) homes: Vec<Name>,
     pub(super) owner: Option<Owner>,
 }
 
 impl Mounts {
     /// Where `inner`, a path in the file system on `device`, is for the host.
-    pub(super) fn on_host(&mut self, device: u32, inner: &Name, now: Instant) -> Option<Name> {
+    pub(super) fn on_host(&mut self, device: u32, inner: &Name, now: Instant) -> Vec<Name> {
         self.host.refresh(now, Some(host()));
-        if let Some(found) = self.host.find(device, inner) {
-            return Some(found);
+        let found = self.host.find(device, inner);
+        if !found.is_empty() {
+            return found;
         }
         self.host.retry(now, Some(host()));
         self.host.find(device, inner)
@@ -78,34 +82,32 @@ impl Mounts {
         inner: &Name,
         now: Instant,
     ) -> Living {
-        let host_root = {
-            self.host.refresh(now, Some(host()));
-            self.host.root
-        };
+        self.host.refresh(now, Some(host()));
+        let host_root = self.host.root;
         if self.containers.len() >= CACHE_LIMIT && !self.containers.contains_key(&container.id) {
             self.containers.clear();
         }
         let table = self.containers.entry(container.id.clone()).or_default();
-        // The runtime has not changed its root yet.
-        if table.root.is_none() || table.root == host_root {
+        // Until the runtime has changed its root, that is the host's; some never do.
+        let early = table.root.is_none() || table.root == host_root;
+        if table.is_due(now, if early { RETRY } else { REFRESH }) {
             table.read = None;
-        }
-        if table.is_due(now, REFRESH) {
             let known = table.namespace;
             let first = first_of_container(lineage);
             // Once it has moved itself to another namespace, what it shows is of its own making.
             table.refresh(now, first.filter(|pid| known == 0 || mount_namespace(*pid) == Some(known)));
         }
         let own = table.find(device, inner);
-        if own.is_some() && table.root == Some(device) && device != host_root.unwrap_or_default() {
-            return Living { home: own, owner: Some(Owner::Own) };
+        if !own.is_empty() && table.root == Some(device) && device != host_root.unwrap_or_default() {
+            return Living { homes: own, owner: Some(Owner::Own) };
         }
-        match self.on_host(device, inner, now) {
-            Some(home) if is_made_for(home.as_bytes(), container) => Living { home: own, owner: Some(Owner::Own) },
-            Some(home) => Living { home: Some(home), owner: Some(Owner::Host) },
-            // Mounted in the container only.
-            None => Living { home: own, owner: None },
+        let homes = self.on_host(device, inner, now);
+        // A volume may be mounted elsewhere, too: for all pods that use it, or by who mounts it.
+        if homes.is_empty() || homes.iter().any(|home| is_made_for(home.as_bytes(), container)) {
+            let owner = (!homes.is_empty()).then_some(Owner::Own);
+            return Living { homes: own, owner };
         }
+        Living { homes, owner: Some(Owner::Host) }
     }
 
     /// The mount namespace of a container, if it is known.
@@ -139,16 +141,19 @@ impl Table {
         }
     }
 
-    /// Of several places the one that shows most of the file system, and of those the first: whoever mounts a part of it
-    /// elsewhere shows less, or comes later.
-    fn find(&self, device: u32, inner: &Name) -> Option<Name> {
+    /// The places where it is, those first that show most of the file system, and of these the earliest: whoever mounts a
+    /// part of it elsewhere shows less, or comes later.
+    fn find(&self, device: u32, inner: &Name) -> Vec<Name> {
         let inner = inner.as_bytes();
-        let places = self.places.get(&device)?.iter();
-        let fits = places.filter_map(|place| Some((place, below(inner, &place.root)?)));
-        let (place, rest) = fits.min_by_key(|(place, _)| place.root.len())?;
-        let at = place.at.strip_suffix(b"/").unwrap_or(&place.at);
-        let path = [at, rest].concat();
-        Some(if path.is_empty() { "/".into() } else { path.into() })
+        let places = self.places.get(&device).map(Vec::as_slice).unwrap_or_default();
+        let mut fits: Vec<_> =
+            places.iter().filter_map(|place| Some((place, below(inner, &place.root)?))).collect();
+        fits.sort_by_key(|(place, _)| place.root.len());
+        let path = |(place, rest): (&Place, &[u8])| {
+            let path = [place.at.strip_suffix(b"/").unwrap_or(&place.at), rest].concat();
+            if path.is_empty() { "/".into() } else { path.into() }
+        };
+        fits.into_iter().take(HOMES).map(path).collect()
     }
 }
 
@@ -248,7 +253,7 @@ broken
             (40, "/@other", None),
             (41, "/x", None),
         ] {
-            assert_eq!(table.find(device, &inner.into()), want.map(Name::from), "{inner}");
+            assert_eq!(table.find(device, &inner.into()).first(), want.map(Name::from).as_ref(), "{inner}");
         }
         assert_eq!(table.places[&(8 << 20 | 1)][1].at, b"/mnt/with space");
         assert_eq!(unescape(b"a\\134b\\04"), b"a\\b\\04");

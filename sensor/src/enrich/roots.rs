@@ -34,7 +34,7 @@ const DEADLINE: Duration = Duration::from_secs(5);
 const THREADS: usize = 4;
 /// Most look-ups that may hang before no more are begun.
 const HANGING: usize = 64;
-/// Most files of one root that are remembered beside those that were looked up.
+/// Most files of one root to which more may be learned than was looked up.
 const FILES: usize = 10_000;
 /// Most roots that are remembered.
 const CACHE_LIMIT: usize = 2000;
@@ -75,6 +75,8 @@ struct Root {
     busy: bool,
     /// What was learned since that thread began.
     learned: Vec<(File, Name)>,
+    /// Something has changed since then: what it finds may be old.
+    dirty: bool,
 }
 
 /// Roots by the inode of the mount namespace.
@@ -124,12 +126,19 @@ impl Roots {
                 return found;
             }
             if known.len() >= CACHE_LIMIT {
-                known.retain(|_, root| root.busy);
+                known.retain(|namespace, root| root.busy || Some(*namespace) == mount_namespace(host()));
             }
             let links = known.get(&namespace).map(|root| root.links.clone()).unwrap_or_default();
             known.insert(
                 namespace,
-                Root { links, policies: policies.clone(), since: now, busy: true, learned: Vec::new() },
+                Root {
+                    links,
+                    policies: policies.clone(),
+                    since: now,
+                    busy: true,
+                    learned: Vec::new(),
+                    dirty: false,
+                },
             );
             drop(known);
             self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
@@ -142,14 +151,21 @@ impl Roots {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         for namespace in namespaces {
             let Some(root) = known.get_mut(namespace) else { continue };
-            let is_known = |names: &Vec<Name>| names.contains(literal);
-            if root.links.files.get(&file).is_some_and(is_known) || root.links.files.len() >= FILES {
+            if root.links.files.get(&file).is_some_and(|names| names.contains(literal)) {
                 continue;
             }
-            if root.busy {
-                root.learned.push((file, literal.clone()));
+            let links = Arc::make_mut(&mut root.links);
+            // It is no other file any more.
+            links.files.retain(|_, names| {
+                names.retain(|name| name != literal);
+                !names.is_empty()
+            });
+            if links.files.len() < FILES {
+                links.files.entry(file).or_default().push(literal.clone());
+                if root.busy && root.learned.len() < FILES {
+                    root.learned.push((file, literal.clone()));
+                }
             }
-            Arc::make_mut(&mut root.links).files.entry(file).or_default().push(literal.clone());
         }
     }
 
@@ -159,10 +175,13 @@ impl Roots {
         let soon = now.checked_sub(REFRESH - RETRY).unwrap_or(now);
         for namespace in namespaces {
             let Some(root) = known.get_mut(namespace) else { continue };
-            if !root.busy {
+            if root.busy {
+                root.dirty = true;
+            } else {
                 root.since = root.since.min(soon);
             }
             if let Some(gone) = gone.filter(|gone| root.links.files.contains_key(gone)) {
+                root.learned.retain(|(file, _)| *file != gone);
                 Arc::make_mut(&mut root.links).files.remove(&gone);
             }
         }
@@ -181,6 +200,9 @@ impl Roots {
             let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
             if let Some(root) = known.get_mut(&namespace) {
                 root.busy = false;
+                if root.dirty {
+                    root.since = root.since.checked_sub(REFRESH - RETRY).unwrap_or(root.since);
+                }
                 // A process that ended meanwhile had no root to look at; what was known before is still the best, and
                 // another process will do in a while.
                 match links {

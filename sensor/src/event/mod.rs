@@ -241,6 +241,9 @@ pub struct Event {
     /// The path from where the file lives, whatever mounts lie between: in the container's own root file system, or on the
     /// host.
     pub home: Option<Name>,
+    /// Other places where it lives: what the host has mounted twice.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub more_homes: Vec<Name>,
     /// The name that the process asked for, joined with the directory it starts from.
     pub requested: Option<Name>,
     /// The other name of a rename or link.

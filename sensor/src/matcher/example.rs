@@ -187,6 +187,7 @@ fn access(example: &Example) -> Event {
         path: if found { name(&example.resolves).or_else(|| asked.clone()) } else { None },
         inner: None,
         home: name(&example.home),
+        more_homes: Vec::new(),
         requested: asked,
         target: name(&example.to),
         target_inner: None,

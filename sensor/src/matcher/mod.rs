@@ -144,8 +144,10 @@ fn sights(enriched: &Enriched) -> Vec<Sight<'_>> {
         (View::Target, event.target.as_ref(), &done_there, false),
         (View::Target, event.target_home.as_ref(), &done_there, true),
     ];
+    let more = event.more_homes.iter().map(|home| (View::Home, Some(home), &done, true));
     let mut sights: Vec<_> = named
         .into_iter()
+        .chain(more)
         .filter_map(|(view, name, operations, home)| {
             Some(Sight { view, names: names(name?.as_bytes()), operations: operations.clone(), home })
         })

@@ -22,7 +22,6 @@ use tokio_util::sync::CancellationToken;
 pub(crate) fn storm(arguments: &[String]) {
     let number = |at: usize| -> usize { arguments[at].parse().unwrap() };
     let (depth, threads, opens) = (number(1), number(2), number(3));
-    super::on_cpu(1);
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let mut directory = openat(CWD, &arguments[0], flags, Perm::empty()).unwrap();
     for _ in 0..depth {
@@ -75,7 +74,10 @@ fn count(base: &Path, depth: usize, threads: usize, opens: usize) -> Counted {
     });
     let numbers = [depth, threads, opens].map(|number| number.to_string());
     let mut child = Command::new(std::env::current_exe().unwrap());
+    // The child begins on the CPU of whoever makes it.
+    super::on_cpu(1);
     assert!(child.arg("storm").arg(base).args(numbers).status().unwrap().success());
+    super::on_cpu(0);
     stop.cancel();
     runtime.block_on(running).unwrap().unwrap();
     let received = runtime.block_on(reading).unwrap();

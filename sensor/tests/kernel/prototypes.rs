@@ -1,12 +1,13 @@
 //! What the comments of the kernel side's hooks say that they rely on, held to the kernel that runs this.
 use sensor::capture::prototype;
 
-const HOOKS: [&str; 5] = [
+const HOOKS: [&str; 6] = [
     include_str!("../../../sensor-ebpf/src/hooks/call.rs"),
     include_str!("../../../sensor-ebpf/src/hooks/cgroup.rs"),
     include_str!("../../../sensor-ebpf/src/hooks/filp_open.rs"),
     include_str!("../../../sensor-ebpf/src/hooks/process.rs"),
     include_str!("../../../sensor-ebpf/src/hooks/sys_exit.rs"),
+    include_str!("../../../sensor-ebpf/src/hooks/truncate.rs"),
 ];
 
 /// Prototypes of one function, as different kernels have them, and whether it is a tracepoint.
