@@ -73,7 +73,7 @@ pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {
 /// Memory for the record of the call that this thread begins; None, and counted, if there is none.
 pub(crate) fn begin_call(hook: Hook) -> Option<*mut Scratch> {
     let thread = bpf_get_current_pid_tgid();
-    let added = EMPTY.get(0).is_some_and(|empty| CALLS_UNDER_WAY.insert(&thread, empty, 0).is_ok());
+    let added = EMPTY.get(0).is_some_and(|empty| CALLS_UNDER_WAY.insert(thread, empty, 0).is_ok());
     let scratch = if added { call_under_way() } else { None };
     if scratch.is_none() {
         count_loss(hook, Loss::NoMemory);
@@ -83,13 +83,13 @@ pub(crate) fn begin_call(hook: Hook) -> Option<*mut Scratch> {
 
 /// The record of the call that this thread is in.
 pub(crate) fn call_under_way() -> Option<*mut Scratch> {
-    CALLS_UNDER_WAY.get_ptr_mut(&bpf_get_current_pid_tgid())
+    CALLS_UNDER_WAY.get_ptr_mut(bpf_get_current_pid_tgid())
 }
 
 /// The call is over.
 pub(crate) fn end_call() {
     // It was there when the caller looked; nobody else takes away what is this thread's.
-    CALLS_UNDER_WAY.remove(&bpf_get_current_pid_tgid()).ok();
+    CALLS_UNDER_WAY.remove(bpf_get_current_pid_tgid()).ok();
 }
 
 /// Counts a record that cannot be handed over.

@@ -148,8 +148,10 @@ impl Builder {
     pub(crate) fn new(hook: Hook) -> Option<Self> {
         let new = Self { scratch: maps::scratch(hook)?, hook };
         new.empty();
-        // SAFETY: the record is part of the scratch; all-zero bytes are a record.
-        unsafe { core::ptr::write_bytes(&raw mut (*new.scratch).record, 0, 1) };
+        // SAFETY: the record is part of the scratch.
+        let record = unsafe { &raw mut (*new.scratch).record };
+        // SAFETY: as above; all-zero bytes are a record.
+        unsafe { core::ptr::write_bytes(record, 0, 1) };
         Some(new)
     }
 
@@ -200,8 +202,10 @@ impl Builder {
     #[inline(always)]
     pub(crate) fn end(mut self, section: Section) {
         let (start, end) = (self.began(), self.position());
-        self.record().sections[section as usize] =
-            Span { start: start as u16, len: end.wrapping_sub(start) as u16 };
+        // Its number is a constant within the array, so that no check is left of this.
+        if let Some(span) = self.record().sections.get_mut(section as usize) {
+            *span = Span { start: start as u16, len: end.wrapping_sub(start) as u16 };
+        }
         self.set_began(end);
     }
 
@@ -214,9 +218,8 @@ impl Builder {
     pub(crate) fn note_mounted(self, mount: u64, dentry: u64, flags: u32) {
         let count = self.mounted();
         let slot = count as usize & (MOUNTED - 1);
-        // SAFETY: the slot is within the array, which is part of the scratch.
-        let place = unsafe { (&raw mut (*self.scratch).places).cast::<(u64, u64)>().add(slot) };
-        // SAFETY: as above.
+        let place = self.slot(slot);
+        // SAFETY: a slot of the array is this run's, as the scratch is.
         unsafe { place.write_volatile((mount, dentry)) };
         // One if either bit is set, by a carry: of a comparison the compiler would make a branch.
         let either = ((flags & 0x1_8000) + 0x1_8000) >> 17;
@@ -224,12 +227,19 @@ impl Builder {
         self.set_crossed(0);
     }
 
+    #[inline(always)]
+    fn slot(self, slot: usize) -> *mut (u64, u64) {
+        // SAFETY: the array is part of the scratch.
+        let places = unsafe { &raw mut (*self.scratch).places }.cast::<(u64, u64)>();
+        // SAFETY: the mask keeps it within the array.
+        unsafe { places.add(slot & (MOUNTED - 1)) }
+    }
+
     /// One of the places remembered so.
     #[inline(always)]
     pub(crate) fn place(self, slot: usize) -> (u64, u64) {
-        // SAFETY: the slot is within the array, which is part of the scratch.
-        let place = unsafe { (&raw const (*self.scratch).places).cast::<(u64, u64)>().add(slot & (MOUNTED - 1)) };
-        // SAFETY: as above.
+        let place = self.slot(slot);
+        // SAFETY: a slot of the array is this run's, as the scratch is.
         unsafe { place.read_volatile() }
     }
 

@@ -32,6 +32,7 @@ pub struct Case {
 }
 
 /// 127 combining characters and one of a single byte.
+#[expect(clippy::indexing_slicing, reason = "at compile time, where a mistake stops the build")]
 const COMBINING: &[u8] = &{
     let mut name = [b'x'; 255];
     let mut at = 1;
@@ -89,7 +90,7 @@ impl Case {
         Self { file, ..self }
     }
 
-    const fn new(self) -> Self {
+    const fn absent(self) -> Self {
         Self { exists: false, ..self }
     }
 }
@@ -131,7 +132,7 @@ pub const CASES: &[Case] = &[
     case("overlay-twice", "an overlay on an overlay", mounts::overlay_twice, "read", "{dir}/twice/secret", ""),
     case("openat2", "openat2(2) with RESOLVE_IN_ROOT", names::in_root, "read", "{dir}/secret", "path"),
     case("creat", "creat(2)", names::creat, "write truncate", "{dir}/secret", "path"),
-    case("o-creat", "O_CREAT of what was not there", names::create, "write create", "{dir}/secret", "path").new(),
+    case("o-creat", "O_CREAT of what was not there", names::create, "write create", "{dir}/secret", "path").absent(),
     case("o-trunc", "O_TRUNC", names::cut, "write truncate", "{dir}/secret", "path"),
     case("o-rdwr", "O_RDWR", names::write, "read write", "{dir}/secret", "path"),
     case("o-tmpfile", "O_TMPFILE in its directory", names::tmpfile, "read write", "{dir}/#", "").marked(&["tmpfile"]),
@@ -145,8 +146,8 @@ pub const CASES: &[Case] = &[
     case("io-uring-worker", "io_uring, by a worker", uring::by_worker, "read", "{dir}/secret", "path").untraced(NO_CALL),
     case("io-uring-poller", "io_uring, by the polling thread", uring::by_poller, "read", "{dir}/secret", "path").untraced(NO_CALL),
     case("io-uring-linked", "io_uring, behind another request, into a slot", uring::linked, "read", "{dir}/secret", "path").untraced(NO_CALL),
-    case("directory", "a directory", names::directory, "list", "{dir}/secret", "path").new(),
-    case("fifo", "a FIFO", names::fifo, "read", "{dir}/secret", "path").new(),
+    case("directory", "a directory", names::directory, "list", "{dir}/secret", "path").absent(),
+    case("fifo", "a FIFO", names::fifo, "read", "{dir}/secret", "path").absent(),
     case("deleted", "a deleted file, through /proc/self/fd", names::deleted, "read", "{dir}/secret", "path").marked(&["deleted"]),
     case("memfd", "memfd_create(2), through /proc/self/fd", names::memfd, "read", "memfd:secret", "").flagged(&["disconnected"]).marked(&["memfd"]),
     case("components-40", "40 directories deep", names::components_40, "read", "{dir}{d40}/secret", ""),
@@ -156,26 +157,26 @@ pub const CASES: &[Case] = &[
     case("name-not-utf8", "a name that is no UTF-8", names::plain, "read", "{secret}", "path").file(b"a\xff\xfeb"),
     case("name-escape", "a name of terminal escapes and line ends", names::plain, "read", "{secret}", "path").file(b"\x1b[2J\n\r\x07"),
     case("name-255", "a name of 255 bytes of combining characters", names::plain, "read", "{secret}", "path").file(COMBINING),
-    case("missing", "what is not there", names::missing, "read", "", "requested").fails(2).new(),
-    case("not-a-directory", "a file as a directory", names::not_a_directory, "read", "", "requested").fails(20).new(),
-    case("too-many-links", "a symbolic link to itself", names::too_many_links, "read", "", "requested").fails(40).new(),
+    case("missing", "what is not there", names::missing, "read", "", "requested").fails(2).absent(),
+    case("not-a-directory", "a file as a directory", names::not_a_directory, "read", "", "requested").fails(20).absent(),
+    case("too-many-links", "a symbolic link to itself", names::too_many_links, "read", "", "requested").fails(40).absent(),
     case("denied", "what nobody may open", names::denied, "read", "", "requested").fails(13),
     case("handle-denied", "open_by_handle_at(2) without the right", calls::by_stale_handle, "read", "", "").fails(1),
-    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).flagged(&["requested_untrusted"]).new(),
+    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).flagged(&["requested_untrusted"]).absent(),
     case("truncate-denied", "truncate(2) without the right", calls::truncated_denied, "truncate", "", "path").fails(13),
     case("rename-onto", "a rename onto it", changes::onto, "rename", "{dir}/other", "target"),
     case("rename-away", "a rename of it", changes::away, "rename", "{dir}/secret", "path"),
     case("rename-exchange", "an exchange of it for another", changes::exchanged, "write rename", "{dir}/other", "target"),
     case("rename-relative", "a rename onto it by relative names", changes::replaced, "rename", "{dir}/other", "target"),
     case("rename-by-bind", "a rename onto it by a bind mount", changes::onto_by_bind, "rename", "{dir}/bind/other", "target_home").untraced(LETTERS),
-    case("rename-directory", "a rename of a directory to its name", changes::directory_of_it, "rename", "{dir}/d", "target").new(),
+    case("rename-directory", "a rename of a directory to its name", changes::directory_of_it, "rename", "{dir}/d", "target").absent(),
     case("rename-deep", "a rename onto it from 20,000 bytes deep", changes::onto_from_the_deep, "rename", "{tail}/secret", "target").flagged(&["too_long"]),
     case("rename-around", "a rename of its directory", changes::directory_around, "rename", "{dir}", "identity"),
     case("rename-denied", "a rename onto it without the right", changes::onto_denied, "rename", "", "target").fails(13),
-    case("rename-missing", "a rename of what is not there", changes::away_missing, "rename", "", "requested").fails(2).new(),
+    case("rename-missing", "a rename of what is not there", changes::away_missing, "rename", "", "requested").fails(2).absent(),
     case("link", "link(2) of it", changes::linked, "link", "{dir}/secret", "path"),
-    case("link-to", "link(2) to its name", changes::linked_to, "link", "{dir}/other", "target").new(),
+    case("link-to", "link(2) to its name", changes::linked_to, "link", "{dir}/other", "target").absent(),
     case("unlink", "unlink(2)", changes::removed, "delete", "{dir}/secret", "path"),
     case("unlink-denied", "unlink(2) without the right", changes::removed_denied, "delete", "", "path").fails(13),
-    case("rmdir", "rmdir(2)", changes::removed_directory, "delete", "{dir}/secret", "path").new(),
+    case("rmdir", "rmdir(2)", changes::removed_directory, "delete", "{dir}/secret", "path").absent(),
 ];

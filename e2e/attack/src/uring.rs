@@ -78,11 +78,13 @@ impl Ring {
         // struct io_sqring_offsets begins at word 10: head, tail, mask, entries, flags, dropped, array.
         let tail = self.counter(11).load(Ordering::Acquire);
         for (n, entry) in entries.iter().enumerate() {
+            let to = (self.entries as *mut Entry).wrapping_add(n);
             // SAFETY: the kernel has mapped room for so many entries there.
-            unsafe { (self.entries as *mut Entry).add(n).write(*entry) };
+            unsafe { to.write(*entry) };
             let array = self.params.get(16).copied().unwrap_or_default() as usize;
+            let to = ((self.rings + array) as *mut u32).wrapping_add((tail as usize + n) % ENTRIES);
             // SAFETY: as above, of their numbers.
-            unsafe { ((self.rings + array) as *mut u32).add((tail as usize + n) % ENTRIES).write(n as u32) };
+            unsafe { to.write(n as u32) };
         }
         self.counter(11).store(tail + entries.len() as u32, Ordering::Release);
         let flags = ENTER_GETEVENTS | if self.params[2] & SETUP_SQPOLL != 0 { ENTER_SQ_WAKEUP } else { 0 };

@@ -124,12 +124,13 @@ fn do_handle_open_entry(ctx: FEntryContext) -> i32 {
 fn do_file_open_root(ctx: FExitContext) -> i32 {
     let returned = constant(&FILE_OPEN_ROOT_ARGS) * size_of::<u64>();
     let file: u64 = read(ctx.as_ptr() as u64, returned);
-    if filter::wanted(Hook::DoHandleOpen, Part::Found) && !is_error(file) {
-        if let Some(mut record) = Builder::of_call(Hook::DoHandleOpen) {
-            record.empty();
-            let place = put_file(&mut record, file);
-            put_place(record, place, None);
-        }
+    if filter::wanted(Hook::DoHandleOpen, Part::Found)
+        && !is_error(file)
+        && let Some(mut record) = Builder::of_call(Hook::DoHandleOpen)
+    {
+        record.empty();
+        let place = put_file(&mut record, file);
+        put_place(record, place, None);
     }
     0
 }

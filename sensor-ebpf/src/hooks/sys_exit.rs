@@ -77,7 +77,7 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let result = if opened { result } else { -1 };
     record.keep(Kept { file, name: call.name, other: name, result, root, from, to, ..Kept::default() });
     // Of a file there is its path; else there are names to come.
-    if record.kept().file != 0 {
+    if file != 0 {
         put_path(record, place, Depth::Whole, Room::Last);
     } else {
         put_base(record, place, Section::Path, Room::First);
@@ -110,49 +110,83 @@ fn finish(record: Builder) {
     record.submit();
 }
 
+/// Where a call has its arguments.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// A name.
+    Name,
+    /// A directory's descriptor and a name below it.
+    At,
+    /// Two names.
+    Pair,
+    /// Two names, each below a descriptor.
+    PairAt,
+    /// A handle.
+    Handle,
+}
+
+/// Where a call has its flags.
+#[derive(Clone, Copy)]
+enum Flags {
+    No,
+    Argument(usize),
+    /// As creat(2) has them.
+    Creat,
+    /// In the first word of `struct open_how`. The process may have changed it since; what the open really did is in
+    /// `f_flags` and `f_mode`.
+    How,
+}
+
+/// What a call is, by numbers of arch/x86/entry/syscalls/syscall_32.tbl and syscall_64.tbl.
+#[inline(always)]
+fn known(compat: bool, number: u64) -> Option<(What, Form, Flags)> {
+    Some(match (compat, if compat { number } else { number & !X32 }) {
+        (true, 5) | (false, 2) => (What::Open, Form::Name, Flags::Argument(1)),
+        (true, 8) | (false, 85) => (What::Open, Form::Name, Flags::Creat),
+        (true, 295) | (false, 257) => (What::Open, Form::At, Flags::Argument(2)),
+        (_, 437) => (What::Open, Form::At, Flags::How),
+        (true, 342) | (false, 304) => (What::Open, Form::Handle, Flags::Argument(2)),
+        // truncate, and of 32 bits truncate64
+        (true, 92 | 193) | (false, 76) => (What::Truncate, Form::Name, Flags::No),
+        // unlink, rmdir, unlinkat
+        (true, 10 | 40) | (false, 87 | 84) => (What::Delete, Form::Name, Flags::No),
+        (true, 301) | (false, 263) => (What::Delete, Form::At, Flags::No),
+        // rename, renameat, renameat2
+        (true, 38) | (false, 82) => (What::Rename, Form::Pair, Flags::No),
+        (true, 302) | (false, 264) => (What::Rename, Form::PairAt, Flags::No),
+        (true, 353) | (false, 316) => (What::Rename, Form::PairAt, Flags::Argument(4)),
+        (true, 9) | (false, 86) => (What::Link, Form::Pair, Flags::No),
+        (true, 303) | (false, 265) => (What::Link, Form::PairAt, Flags::Argument(4)),
+        _ => return None,
+    })
+}
+
 /// The arguments of a call that opens or names files; None for every other call.
 #[inline(always)]
 fn call(regs: u64) -> Option<Call> {
-    let number: u64 = read(regs, ORIG_AX);
     let status: u32 = read(task::current(), constant(&TASK_THREAD_INFO) + constant(&THREAD_INFO_STATUS));
     let compat = status & TS_COMPAT != 0;
+    let (what, form, flags) = known(compat, read(regs, ORIG_AX))?;
     let registers = if compat { COMPAT } else { NATIVE };
-    let argument = |at: usize| -> u64 { read(regs, registers[at]) };
-    // The kernel ignores a flag that it does not know from user space; here 0x20 would be its own mark of an exec.
-    let known = |flags: u64| flags as u32 & !FMODE_EXEC;
-    let plain = |what, dirfd: u64, name: u64, flags: u32| {
-        Some(Call { what, dirfd: dirfd as i32, name, flags, target: (0, 0) })
+    let argument = |at: usize| -> u64 { read(regs, registers.get(at).copied().unwrap_or_default()) };
+    let below = form == Form::At || form == Form::PairAt;
+    let target = match form {
+        Form::Pair => (AT_FDCWD, argument(1)),
+        Form::PairAt => (argument(2) as i32, argument(3)),
+        Form::Name | Form::At | Form::Handle => (0, 0),
     };
-    let two = |what, dirfd: u64, name: u64, other: u64, target: u64, flags: u64| {
-        Some(Call { what, dirfd: dirfd as i32, name, flags: flags as u32, target: (other as i32, target) })
+    let flags = match flags {
+        Flags::No => 0,
+        Flags::Argument(at) => argument(at) as u32,
+        Flags::Creat => CREAT,
+        Flags::How => read_user::<u64>(argument(2)) as u32,
     };
-    const CWD: u64 = AT_FDCWD as u64;
-    // Numbers of arch/x86/entry/syscalls/syscall_32.tbl and syscall_64.tbl.
-    match (compat, if compat { number } else { number & !X32 }) {
-        // open, creat, openat, openat2, open_by_handle_at
-        (true, 5) | (false, 2) => plain(What::Open, CWD, argument(0), known(argument(1))),
-        (true, 8) | (false, 85) => plain(What::Open, CWD, argument(0), CREAT),
-        (true, 295) | (false, 257) => plain(What::Open, argument(0), argument(1), known(argument(2))),
-        // The flags are the first word of `struct open_how`. The process may have changed it since; what the open
-        // really did is in `f_flags` and `f_mode`.
-        (_, 437) => plain(What::Open, argument(0), argument(1), known(read_user(argument(2)))),
-        (true, 342) | (false, 304) => plain(What::Open, CWD, 0, known(argument(2))),
-        // truncate, and of 32 bits truncate64
-        (true, 92 | 193) | (false, 76) => plain(What::Truncate, CWD, argument(0), 0),
-        // unlink, rmdir, unlinkat
-        (true, 10 | 40) | (false, 87 | 84) => plain(What::Delete, CWD, argument(0), 0),
-        (true, 301) | (false, 263) => plain(What::Delete, argument(0), argument(1), 0),
-        // rename, renameat, renameat2
-        (true, 38) | (false, 82) => two(What::Rename, CWD, argument(0), CWD, argument(1), 0),
-        (true, 302) | (false, 264) => two(What::Rename, argument(0), argument(1), argument(2), argument(3), 0),
-        (true, 353) | (false, 316) => {
-            two(What::Rename, argument(0), argument(1), argument(2), argument(3), argument(4))
-        }
-        // link, linkat
-        (true, 9) | (false, 86) => two(What::Link, CWD, argument(0), CWD, argument(1), 0),
-        (true, 303) | (false, 265) => {
-            two(What::Link, argument(0), argument(1), argument(2), argument(3), argument(4))
-        }
-        _ => None,
-    }
+    Some(Call {
+        what,
+        dirfd: if below { argument(0) as i32 } else { AT_FDCWD },
+        name: if form == Form::Handle { 0 } else { argument(usize::from(below)) },
+        // The kernel ignores a flag that it does not know from user space; here 0x20 would be its own mark of an exec.
+        flags: flags & !FMODE_EXEC,
+        target,
+    })
 }

@@ -169,11 +169,12 @@ pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> R
         Error::MissingFunction(names.join(" or "))
     })?;
     let load = |why: ProgramError| Error::Load(spec.program, why.into());
-    match bpf.program_mut(spec.program).ok_or(Error::MissingProgram(spec.program))? {
-        Program::FEntry(program) => attach_entry(program, function, btf).map_err(load),
-        Program::FExit(program) => attach_exit(program, function, btf).map_err(load),
-        _ => Err(Error::MissingProgram(spec.program)),
+    let program = bpf.program_mut(spec.program).ok_or(Error::MissingProgram(spec.program))?;
+    if let Program::FEntry(program) = program {
+        return attach_entry(program, function, btf).map_err(load);
     }
+    let Program::FExit(program) = program else { return Err(Error::MissingProgram(spec.program)) };
+    attach_exit(program, function, btf).map_err(load)
 }
 
 fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<(), ProgramError> {

@@ -63,12 +63,13 @@ fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
 pub(crate) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
     let answer = judge_seen(case, base, pid, events);
     let excused = mode == CaptureMode::Tracepoint && !case.untraced.is_empty();
-    match answer.cell {
-        Cell::NotSeen | Cell::Wrong if excused => {
-            Answer { cell: Cell::NotSeen, detail: case.untraced.to_owned(), ..answer }
-        }
-        Cell::NotSeen => Answer { cell: Cell::Wrong, detail: "no event".to_owned(), ..answer },
-        _ => answer,
+    let unlike = matches!(answer.cell, Cell::NotSeen | Cell::Wrong);
+    if unlike && excused {
+        Answer { cell: Cell::NotSeen, detail: case.untraced.to_owned(), ..answer }
+    } else if answer.cell == Cell::NotSeen {
+        Answer { cell: Cell::Wrong, detail: "no event".to_owned(), ..answer }
+    } else {
+        answer
     }
 }
 
@@ -144,7 +145,6 @@ fn wrong(case: &Case, base: &Path, event: &Enriched) -> Option<String> {
     let e = &event.event;
     let fault = |what: &str, got: String| Some(format!("{what}: {got}"));
     let deed = e.deed().replace(',', "");
-    // A file that is made and cut by one call is both.
     if deed != case.operation {
         return fault("operation", deed);
     }

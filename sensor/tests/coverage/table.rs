@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, fmt::Write as _, fs};
 
 use attack::CASES;
 
-/// Column and cell of a line that [`super::in_each_mode`] has printed.
+/// Column and cell of a line that [`super::in_best_mode`] has printed.
 fn parse(line: &str) -> Option<(String, &str, String)> {
     let mut words = line.strip_prefix("COVERAGE\t")?.split('\t');
     let (kernel, mode, case) = (words.next()?, words.next()?, words.next()?);
