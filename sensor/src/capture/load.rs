@@ -2,7 +2,7 @@
 use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use aya::{
-    Btf, Ebpf, EbpfLoader, include_bytes_aligned,
+    Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
     maps::Array,
     programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
@@ -142,6 +142,8 @@ fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Resu
 
 fn object(globals: &[(&str, u32)], ring: u64) -> Result<Ebpf, Error> {
     let mut loader = EbpfLoader::new();
+    // What is wrong, and how much was looked at: a log of every instruction is megabytes, of which the end is cut.
+    loader.verifier_log_level(VerifierLogLevel::STATS);
     loader.map_max_entries("EVENTS", u32::try_from(ring).unwrap_or(u32::MAX));
     for (name, value) in globals {
         loader.override_global(name, value, true);

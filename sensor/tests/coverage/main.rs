@@ -65,10 +65,12 @@ fn in_best_mode(only: &[String]) {
         answers => answers,
     }
     .unwrap_or_else(|why| {
-        // Of what the verifier says, the end tells why.
+        // Of what the verifier says, few lines tell why.
         let told = format!("{why:?}");
-        let lines: Vec<&str> = told.lines().collect();
-        panic!("{why}\n{}", lines[lines.len().saturating_sub(12)..].join("\n"))
+        let is_reason =
+            |line: &&str| ["processed ", "too ", "invalid", "not allowed"].iter().any(|word| line.contains(word));
+        let reasons: Vec<&str> = told.lines().filter(is_reason).take(12).collect();
+        panic!("{why}\n{}", reasons.join("\n"))
     });
     for Answer { case, cell, detail } in answers {
         println!("COVERAGE\t{}\t{seen_as}\t{case}\t{cell}\t{detail}", kernel.trim());
