@@ -36,8 +36,8 @@ struct Place {
 #[derive(Default)]
 struct Table {
     places: Places,
-    /// Device of what is mounted at `/`.
-    root: Option<u32>,
+    /// What is mounted at `/`: a device, and a part of what is on it.
+    root: Option<(u32, Vec<u8>)>,
     /// Its mount namespace.
     namespace: u64,
     read: Option<Instant>,
@@ -83,13 +83,13 @@ impl Mounts {
         now: Instant,
     ) -> Living {
         self.host.refresh(now, Some(host()));
-        let host_root = self.host.root;
         if self.containers.len() >= CACHE_LIMIT && !self.containers.contains_key(&container.id) {
             self.containers.clear();
         }
         let table = self.containers.entry(container.id.clone()).or_default();
         // Until the runtime has changed its root, that is the host's; some never do.
-        let early = table.root.is_none() || table.root == host_root;
+        let is_early = |table: &Table, host: &Table| table.root.is_none() || table.root == host.root;
+        let early = is_early(table, &self.host);
         if table.is_due(now, if early { RETRY } else { REFRESH }) {
             table.read = None;
             let known = table.namespace;
@@ -97,8 +97,11 @@ impl Mounts {
             // Once it has moved itself to another namespace, what it shows is of its own making.
             table.refresh(now, first.filter(|pid| known == 0 || mount_namespace(*pid) == Some(known)));
         }
-        let own = table.find(device, inner);
-        if !own.is_empty() && table.root == Some(device) && device != host_root.unwrap_or_default() {
+        // What the runtime does before is done in the host's places.
+        let early = is_early(table, &self.host);
+        let own = if early { Vec::new() } else { table.find(device, inner) };
+        let of_root = |(on, part): &(u32, Vec<u8>)| *on == device && below(inner.as_bytes(), part).is_some();
+        if !early && table.root.as_ref().is_some_and(of_root) {
             return Living { homes: own, owner: Some(Owner::Own) };
         }
         let homes = self.on_host(device, inner, now);
@@ -179,8 +182,8 @@ fn is_made_for(home: &[u8], container: &Container) -> bool {
     of_kubelet || of_runtime
 }
 
-/// A /proc/PID/mountinfo (proc_pid_mountinfo(5)), and the device of its root.
-fn parse(text: &[u8]) -> (Places, Option<u32>) {
+/// A /proc/PID/mountinfo (proc_pid_mountinfo(5)), and what is mounted at its root.
+fn parse(text: &[u8]) -> (Places, Option<(u32, Vec<u8>)>) {
     let (mut places, mut root) = (Places::new(), None);
     for line in text.split(|byte| *byte == b'\n') {
         let mut words = line.split(|byte| *byte == b' ').skip(2);
@@ -190,7 +193,7 @@ fn parse(text: &[u8]) -> (Places, Option<u32>) {
         };
         // The last mount there is the one that is seen.
         if at == b"/" {
-            root = Some(device);
+            root = Some((device, unescape(part)));
         }
         places.entry(device).or_default().push(Place { root: unescape(part), at: unescape(at) });
     }
@@ -242,7 +245,7 @@ broken
     #[test]
     fn a_file_lives_where_most_of_its_file_system_is_seen() {
         let table = table();
-        assert_eq!(table.root, Some(8 << 20 | 1));
+        assert_eq!(table.root, Some((8 << 20 | 1, b"/".to_vec())));
         for (device, inner, want) in [
             (8 << 20 | 1, "/etc/shadow", Some("/etc/shadow")),
             (8 << 20 | 1, "/home/ann/x", Some("/home/ann/x")),
