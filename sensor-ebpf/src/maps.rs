@@ -44,7 +44,7 @@ const NO_PREALLOC: u32 = 1;
 /// Records of calls under way, by thread: a thread is in one such call at a time.
 #[map]
 static CALLS_UNDER_WAY: HashMap<u64, Scratch> = HashMap::with_max_entries(CALLS, NO_PREALLOC);
-/// What such a record begins as; nobody writes it. In a register of this size there is no room.
+/// What such a record begins as; nobody writes it. The stack has no room for one.
 #[map]
 static EMPTY: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
 

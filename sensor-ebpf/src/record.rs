@@ -27,7 +27,7 @@ pub(crate) struct Scratch {
     crossed: u32,
     /// How many dentries on the way have something mounted on them, here or in another namespace.
     mounted: u32,
-    /// `(mount, dentry)` of the last of them.
+    /// `(mount, dentry)` of them, as long as there are fewer than [`MOUNTED`].
     places: [(u64, u64); MOUNTED],
     kept: Kept,
 }

@@ -1,8 +1,7 @@
 //! Calls that give a file another name, take one away, or open it by its handle.
 //!
-//! Three programs watch each: at its beginning what was asked for is the kernel's own copy (of a link only from 5.15 on), and at its
-//! end that is freed;
-//! where the kernel asks its security modules, the file is found and still has its old name; only the end tells what came
+//! Three programs watch each: at its beginning what was asked for is the kernel's own copy (of a link only from 5.15 on),
+//! and at its end that is freed; where the kernel asks its security modules, the file is found and still has its old name; only the end tells what came
 //! of it. What they learn is kept by thread meanwhile. The kernel's own doings, and those of file servers in it, do not
 //! begin with such a call.
 use aya_ebpf::{
