@@ -50,13 +50,11 @@ test-fuzz:
 
 test-native: release
 	e2e/setup.sh build kafka cluster containers
-	SOAK_SECONDS=$${SOAK_SECONDS:-300} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
+	SOAK_SECONDS=$${SOAK_SECONDS:-120} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
 
 test-guests:
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests
-	for kernel in $(KERNELS); do \
-	  cargo test --locked -p sensor --test kernel --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh','$$kernel']" -- --test-threads=1 --nocapture || exit 1; \
-	done
+	e2e/guests.sh kernel $(KERNELS)
 
 coverage: ## every way to reach a file, on four guest kernels and this one: docs/coverage.md
 	GUEST_KERNELS="$(COVERED)" e2e/setup.sh build guests

@@ -3,18 +3,25 @@ use std::{
     fs,
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
 };
 
 use sensor::{
     capture::{Capture, Config, Error, Mode},
-    event::{CaptureMode, Event},
+    event::{CaptureMode, Event, Name},
     hierarchy::Hierarchy,
     metrics::Metrics,
     notice::Notices,
     observation::Observation,
 };
-use tokio::sync::mpsc;
+use tokio::{
+    runtime::{Builder, Runtime},
+    sync::mpsc,
+};
 use tokio_util::sync::CancellationToken;
 
 /// A capture that watches this very process.
@@ -24,40 +31,59 @@ pub(crate) struct Watch {
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
     metrics: Arc<Metrics>,
+    /// Where it goes back to when it has been used.
+    shelf: Option<&'static Shelf>,
 }
 
+/// Loading takes an emulated guest seconds, so most tests use one capture of each mode, one after the other.
+type Shelf = Mutex<Option<Watch>>;
+static FEXIT: Shelf = Mutex::new(None);
+static TRACEPOINT: Shelf = Mutex::new(None);
+
 impl Watch {
-    pub(crate) fn start(mode: Mode) -> Result<Self, Error> {
-        // Few rounds keep the verifier's time short, which in an emulated guest is seconds.
-        Self::start_deep(mode, 16)
+    /// The capture that all tests of the mode share.
+    pub(crate) fn shared(mode: Mode) -> Result<Self, Error> {
+        let shelf = if mode == Mode::Fexit { &FEXIT } else { &TRACEPOINT };
+        if let Some(kept) = shelf.lock().unwrap().take() {
+            return Ok(kept);
+        }
+        // Few rounds keep the verifier's time short.
+        Ok(Self { shelf: Some(shelf), ..Self::start(mode, 16)? })
     }
 
-    pub(crate) fn start_deep(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
+    /// One of its own, which accounts for all that was lost.
+    pub(crate) fn start(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::default());
         let config = Config { mode, skip_self: false, walk_rounds, ..Config::default() };
         let (capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
         let mode = capture.mode();
         let stop = CancellationToken::new();
         let running = tokio::spawn(capture.run(stop.clone()));
-        Ok(Self { mode, events, stop, running, metrics })
+        Ok(Self { mode, events, stop, running, metrics, shelf: None })
     }
 
     /// Runs `act` in this thread and returns the events that it caused.
     pub(crate) async fn during(mut self, act: impl FnOnce()) -> Observed {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
+        let Some(shelf) = self.shelf else {
+            act();
+            return self.to_the_end(tid).await;
+        };
+        self.until_mark().await;
         act();
+        let seen = self.until_mark().await;
+        let observed = Observed::new(self.mode, tid, seen, 0, 0);
+        *shelf.lock().unwrap() = Some(self);
+        observed
+    }
+
+    async fn to_the_end(mut self, tid: u32) -> Observed {
         self.stop.cancel();
-        let mut events = Vec::new();
-        let mut processes = Vec::new();
+        let mut seen = Vec::new();
         while let Some(observation) = self.events.recv().await {
-            if let Observation::Open(event) = observation {
-                events.push(event);
-            } else {
-                processes.push(observation);
-            }
+            seen.push(observation);
         }
         self.running.await.unwrap().unwrap();
-        let others = events.extract_if(.., |event| event.tid != tid).collect();
         let m = &self.metrics;
         assert_eq!(m.undecodable.get(), 0);
         assert_eq!(
@@ -65,7 +91,28 @@ impl Watch {
             m.captured.get() + m.opens_lost.get(),
             "an open is neither here nor counted as lost"
         );
-        Observed { mode: self.mode, events, others, processes, lost: m.opens_lost.get(), skipped: m.skipped.get() }
+        Observed::new(self.mode, tid, seen, m.opens_lost.get(), m.skipped.get())
+    }
+
+    /// All that comes before an open of this moment: the ring keeps the order.
+    async fn until_mark(&mut self) -> Vec<Observation> {
+        static MARKS: AtomicU64 = AtomicU64::new(0);
+        let mut seen = Vec::new();
+        for _ in 0..20 {
+            let mark = format!("/no-such-file-{}", MARKS.fetch_add(1, Ordering::Relaxed));
+            fs::File::open(&mark).unwrap_err();
+            let is_mark =
+                |name: &Option<Name>| name.as_ref().is_some_and(|name| name.as_bytes() == mark.as_bytes());
+            // What was left unread may have filled the ring, and then the mark is lost: a new one is set.
+            let patience = tokio::time::Instant::now() + Duration::from_secs(3);
+            while let Ok(next) = tokio::time::timeout_at(patience, self.events.recv()).await {
+                match next.expect("capture has ended") {
+                    Observation::Open(event) if is_mark(&event.requested) => return seen,
+                    observation => seen.push(observation),
+                }
+            }
+        }
+        panic!("of twenty opens none was seen");
     }
 }
 
@@ -88,6 +135,19 @@ pub(crate) struct Observed {
 }
 
 impl Observed {
+    fn new(mode: CaptureMode, tid: u32, seen: Vec<Observation>, lost: u64, skipped: u64) -> Self {
+        let (mut events, mut processes) = (Vec::new(), Vec::new());
+        for observation in seen {
+            if let Observation::Open(event) = observation {
+                events.push(event);
+            } else {
+                processes.push(observation);
+            }
+        }
+        let others = events.extract_if(.., |event| event.tid != tid).collect();
+        Self { mode, events, others, processes, lost, skipped }
+    }
+
     /// The events whose best path is below `directory`.
     pub(crate) fn below(&self, directory: &Path) -> Vec<&Event> {
         let prefix = [directory.as_os_str().as_bytes(), b"/"].concat();
@@ -103,34 +163,51 @@ impl Observed {
 
 /// Runs `case` once in each mode that this kernel has, in a fresh directory each.
 pub(crate) fn in_each_mode(case: impl Fn(&dyn Fn() -> Watch, &Path)) {
-    in_each_mode_deep(16, case);
+    in_modes(|mode, directory| case(&|| Watch::shared(mode).unwrap(), directory));
 }
 
-pub(crate) fn in_each_mode_deep(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path)) {
-    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let _entered = runtime.enter();
-    let mut ran = Vec::new();
-    for mode in [Mode::Fexit, Mode::Tracepoint] {
-        match Watch::start(mode) {
-            Ok(probe) => drop(probe),
+/// The same with a capture for each use, of so many rounds.
+pub(crate) fn in_each_mode_alone(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Watch, &Path)) {
+    in_modes(|mode, directory| case(&|| Watch::start(mode, walk_rounds).unwrap(), directory));
+}
+
+fn in_modes(case: impl Fn(Mode, &Path)) {
+    let _entered = runtime().enter();
+    for mode in modes() {
+        let directory = tempfile::tempdir().unwrap();
+        case(*mode, &directory.path().canonicalize().unwrap());
+    }
+    println!("ran in {:?} on {}", modes(), fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
+}
+
+/// The modes that this kernel has.
+fn modes() -> &'static [Mode] {
+    static MODES: OnceLock<Vec<Mode>> = OnceLock::new();
+    MODES.get_or_init(|| {
+        let mut modes = vec![Mode::Tracepoint];
+        match Watch::shared(Mode::Fexit) {
+            Ok(probe) => {
+                *FEXIT.lock().unwrap() = Some(probe);
+                modes.insert(0, Mode::Fexit);
+            }
             // Some kernels refuse fexit even to root (EPERM); a guest's never does, and a verifier's refusal
             // (EACCES) is our own fault anywhere.
             Err(why)
-                if mode == Mode::Fexit
-                    && std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none()
+                if std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none()
                     && why.to_string().ends_with("(os error 1)") =>
             {
                 println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap());
-                continue;
             }
-            Err(why) => panic!("{mode:?}: {why:?}"),
+            Err(why) => panic!("{why:?}"),
         }
-        let directory = tempfile::tempdir().unwrap();
-        case(&|| Watch::start_deep(mode, walk_rounds).unwrap(), &directory.path().canonicalize().unwrap());
-        ran.push(mode);
-    }
-    println!("ran in {ran:?} on {}", fs::read_to_string("/proc/sys/kernel/osrelease").unwrap().trim());
-    assert!(!ran.is_empty());
+        modes
+    })
+}
+
+/// Captures that tests share outlive each of them.
+fn runtime() -> &'static Runtime {
+    static RUNTIME: OnceLock<Runtime> = OnceLock::new();
+    RUNTIME.get_or_init(|| Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap())
 }
 
 pub(crate) fn block<T>(future: impl Future<Output = T>) -> T {

@@ -78,7 +78,7 @@ fn in_best_mode(only: &[String]) {
         bad += usize::from(cell == Cell::Wrong);
     }
     assert!(ran > 0);
-    println!("coverage: {ran} answers, {bad} of them wrong");
+    println!("test result: {}. {} passed; {bad} failed", if bad == 0 { "ok" } else { "FAILED" }, ran - bad);
     assert_eq!(bad, 0, "wrong answers");
 }
 

@@ -30,7 +30,7 @@ use sensor::{
     observation::Observation,
 };
 use tokio_util::sync::CancellationToken;
-use watch::{block, in_each_mode, in_each_mode_deep, path_of};
+use watch::{block, in_each_mode, in_each_mode_alone, path_of};
 
 #[test]
 fn an_open_is_one_event_with_path_process_flags_and_file() {
@@ -262,7 +262,7 @@ fn deep(dir: &Path, width: usize, len: usize) -> (rustix::fd::OwnedFd, PathBuf) 
 
 #[test]
 fn paths_up_to_4096_bytes_are_never_cut_and_longer_ones_are_flagged() {
-    in_each_mode_deep(Config::default().walk_rounds, |watch, dir| {
+    in_each_mode_alone(Config::default().walk_rounds, |watch, dir| {
         // 4,095 bytes and a NUL; of components of one byte (2,000 and more), of 100, of 250. One path is too long.
         let made: Vec<_> = [(1, 4095), (100, 4095), (250, 4095), (250, 30_000)]
             .into_iter()
@@ -361,7 +361,7 @@ fn a_lazily_unmounted_tree_is_flagged() {
 #[test]
 fn a_descriptor_that_another_thread_closes_does_not_hide_the_open() {
     const OPENS: usize = 2000;
-    in_each_mode(|watch, dir| {
+    in_each_mode_alone(16, |watch, dir| {
         let file = dir.join("f");
         fs::write(&file, "").unwrap();
         let race = || {
@@ -404,7 +404,7 @@ fn a_descriptor_that_another_thread_closes_does_not_hide_the_open() {
 #[test]
 fn every_open_at_full_speed_is_received_or_counted_as_lost() {
     const OPENS: usize = 100_000;
-    in_each_mode(|watch, dir| {
+    in_each_mode_alone(16, |watch, dir| {
         let file = dir.join("f");
         fs::write(&file, "").unwrap();
         let began = Instant::now();
