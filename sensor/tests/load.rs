@@ -173,6 +173,9 @@ fn compare(seen: &[Arc<sensor::event::Enriched>], samples: &Samples, lost: u64) 
     assert!(from_proc == 0 || lost > 0, "the kernel reported all: nothing needs /proc but what was there before");
 }
 
+/// What the sensor may use, in MiB.
+const LIMIT: u64 = 48;
+
 /// In MiB, of a file that says bytes.
 fn mib(file: &Path) -> f64 {
     fs::read_to_string(file).unwrap().trim().parse::<f64>().unwrap() / f64::from(1 << 20)
@@ -234,26 +237,27 @@ fn with_250_pods_and_5000_processes_it_needs_less_than_48_mib() {
     let alerts = || fs::read_to_string(state.path().join("alerts")).unwrap_or_default();
     wait_until("an alert of each pod", || alerts().lines().count() >= 250);
     let named = alerts().lines().filter(|line| line.contains("\"name\":\"p")).count();
+    // What the kernel keeps of files and of /proc it takes back for a limit; what is needed it cannot, and refuses, or kills.
+    let limit = ["memory.max", "memory.limit_in_bytes"].map(|name| own.0.join(name));
+    let limited = fs::write(limit.iter().find(|file| file.exists()).unwrap(), (LIMIT << 20).to_string());
     let current = ["memory.current", "memory.usage_in_bytes"].map(|name| own.0.join(name));
     let used = mib(current.iter().find(|file| fs::metadata(file).is_ok()).unwrap());
-    // Pages of files, the binary's and the spool's, which the kernel takes back when somebody needs memory: how many there
-    // are depends on who has read them first.
-    let stat = fs::read_to_string(own.0.join("memory.stat")).unwrap();
-    let files = stat.lines().find_map(|line| line.strip_prefix("file ").or_else(|| line.strip_prefix("cache ")));
-    let kept = used - files.unwrap().parse::<f64>().unwrap() / f64::from(1 << 20);
+    let events = ["memory.events", "memory.oom_control"].map(|name| fs::read_to_string(own.0.join(name)));
+    let events = events.into_iter().find_map(Result::ok).unwrap();
+    let killed = events.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap();
     let status = fs::read_to_string(format!("/proc/{}/status", sensor.child.id())).unwrap();
     let resident = |name: &str| {
         let line = status.lines().find(|line| line.starts_with(name)).unwrap();
         line.split_whitespace().nth(1).unwrap().parse::<f64>().unwrap() / 1024.0
     };
     println!(
-        "250 pods, {} processes, {named} of 250 alerts name their pod: cgroup memory {used:.1} MiB (ring and maps included), {kept:.1} MiB of it not pages of files, RSS {:.1} MiB, of it anonymous {:.1} MiB; at most {:.1} MiB at start",
+        "250 pods, {} processes, {named} of 250 alerts name their pod: cgroup memory {used:.1} MiB of {LIMIT} (ring and maps included), {killed} killed, RSS {:.1} MiB, of it anonymous {:.1} MiB; at most {:.1} MiB at start",
         processes.len(),
         resident("VmRSS"),
         resident("RssAnon"),
         resident("VmHWM")
     );
-    assert!(kept <= 48.0, "{kept} MiB");
+    assert!(limited.is_ok() && killed == "0", "it needs more than {LIMIT} MiB: {limited:?}");
     assert!(named >= 250, "{named}");
     drop(sensor);
     for process in &mut processes {

@@ -66,7 +66,7 @@ impl Pipeline {
             Capture::new(&capture_config, &hierarchy, metrics.clone(), notices.clone()).unwrap();
         let pods = enrich::watch_pods(config, node.to_owned(), receiver.clone(), notices.clone(), &mut tasks);
         let inputs = Inputs { observations, pods: pods.unwrap() };
-        let (enrich, Outputs { mut enriched, targets }) =
+        let (enrich, Outputs { mut enriched, targets, .. }) =
             Enrich::new(config, hierarchy, inputs, receiver, metrics.clone(), notices.clone());
         let stop = CancellationToken::new();
         tasks.spawn(capture.run(stop.clone()));
