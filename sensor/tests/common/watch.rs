@@ -67,7 +67,7 @@ impl Watch {
         let tid = rustix::thread::gettid().as_raw_nonzero().get() as u32;
         let Some(shelf) = self.shelf else {
             act();
-            return self.to_the_end(tid).await;
+            return self.finish(tid).await;
         };
         self.until_mark().await;
         act();
@@ -77,7 +77,7 @@ impl Watch {
         observed
     }
 
-    async fn to_the_end(mut self, tid: u32) -> Observed {
+    async fn finish(mut self, tid: u32) -> Observed {
         self.stop.cancel();
         let mut seen = Vec::new();
         while let Some(observation) = self.events.recv().await {
@@ -106,10 +106,11 @@ impl Watch {
             // What was left unread may have filled the ring, and then the mark is lost: a new one is set.
             let patience = tokio::time::Instant::now() + Duration::from_secs(3);
             while let Ok(next) = tokio::time::timeout_at(patience, self.events.recv()).await {
-                match next.expect("capture has ended") {
-                    Observation::Open(event) if is_mark(&event.requested) => return seen,
-                    observation => seen.push(observation),
+                let next = next.unwrap();
+                if matches!(&next, Observation::Open(event) if is_mark(&event.requested)) {
+                    return seen;
                 }
+                seen.push(next);
             }
         }
         panic!("of twenty opens none was seen");
