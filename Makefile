@@ -38,7 +38,7 @@ test: test-unit test-mutants test-fuzz test-native test-guests coverage ## all t
 test-unit:
 	e2e/setup.sh build
 	cargo test --locked -p sensor-ebpf
-	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle --test schema --test objects
+	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle --test filter --test schema --test objects
 
 # A wrong matcher must fail the tests that compare it with its oracle.
 test-mutants:

@@ -5,6 +5,9 @@
 //! marks a crossing from a mount to the mount it sits on. Arguments end with a NUL each.
 #![no_std]
 
+pub mod decide;
+pub mod table;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Longest name of one component that is carried whole, in bytes. Most file systems stop at 255 (`NAME_MAX`); FUSE

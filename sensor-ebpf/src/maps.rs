@@ -2,9 +2,13 @@
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
     macros::map,
-    maps::{HashMap, PerCpuArray, RingBuf},
+    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
 };
-use sensor_ebpf::{HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part};
+use sensor_ebpf::{
+    HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
+    decide::{REASONS, Reason, Remembered},
+    table::{State, Table},
+};
 
 use crate::record::Scratch;
 
@@ -47,6 +51,86 @@ static CALLS_UNDER_WAY: HashMap<u64, Scratch> = HashMap::with_max_entries(CALLS,
 /// What such a record begins as; nobody writes it. The stack has no room for one.
 #[map]
 static EMPTY: PerCpuArray<Scratch> = PerCpuArray::with_max_entries(1, 0);
+
+/// The program that makes a record of what passed.
+#[map]
+pub(crate) static RECORDER: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// What policies want: the table in use and the one before, which becomes the next.
+#[map]
+static FILTER: Array<Table> = Array::with_max_entries(2, 0);
+/// Which table that is; user space writes it.
+#[map]
+static FILTER_STATE: Array<State> = Array::with_max_entries(1, 0);
+/// Moves of directories that have begun, and how many there were when the last one was over.
+#[map]
+static MOVES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+/// Opens that passed the filter, by [`Reason`].
+#[map]
+static PASSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
+
+/// Directories of which a CPU remembers what they mean to the filter: a power of two.
+const REMEMBERED_LEN: u32 = 1024;
+#[map]
+static REMEMBERED: PerCpuArray<[u64; size_of::<Remembered>() / 8]> =
+    PerCpuArray::with_max_entries(REMEMBERED_LEN, 0);
+
+/// What user space says of the filter.
+#[inline(always)]
+pub(crate) fn filter_state() -> Option<&'static State> {
+    FILTER_STATE.get(0)
+}
+
+/// The table after so many swaps.
+#[inline(always)]
+pub(crate) fn filter_table(swaps: u64) -> Option<&'static Table> {
+    FILTER.get(swaps as u32 & 1)
+}
+
+/// How often a directory has been moved; None while one is.
+#[inline(always)]
+pub(crate) fn moves() -> Option<u64> {
+    let counts = MOVES.get_ptr_mut(0)?;
+    // SAFETY: a value of the map, of which only whole words are written; volatile, because another CPU may.
+    let [begun, ended] = unsafe { counts.read_volatile() };
+    (begun == ended).then_some(begun)
+}
+
+/// A directory is going to be moved. The kernel has one move at a time.
+#[inline(always)]
+pub(crate) fn begin_move() {
+    if let Some(counts) = MOVES.get_ptr_mut(0) {
+        // SAFETY: nobody else writes it until the move is over.
+        unsafe { (*counts)[0] += 1 };
+    }
+}
+
+/// It has been moved.
+#[inline(always)]
+pub(crate) fn end_move() {
+    if let Some(counts) = MOVES.get_ptr_mut(0) {
+        // SAFETY: as above.
+        let [begun, ended] = unsafe { &mut *counts };
+        *ended = *begun;
+    }
+}
+
+/// Where a directory of that name is remembered on this CPU. Only `do_filp_open` uses it, which does not interrupt itself.
+#[inline(always)]
+pub(crate) fn remembered(name_hash: u32) -> Option<&'static Remembered> {
+    let slot = REMEMBERED.get_ptr_mut(name_hash & (REMEMBERED_LEN - 1))?;
+    // SAFETY: this CPU's slot, words of which any are a value; the one program that uses it is not run in the middle of itself.
+    Some(unsafe { &*slot.cast::<Remembered>() })
+}
+
+/// Counts an open that passed the filter.
+#[inline(always)]
+pub(crate) fn count_passed(reason: Reason) {
+    if let Some(count) = PASSED.get_ptr_mut(reason as u32) {
+        // SAFETY: this CPU's slot of this program; nobody else writes it.
+        unsafe { *count += 1 };
+    }
+}
 
 /// Memory of this CPU for a record of `hook`.
 pub(crate) fn scratch(hook: Hook) -> Option<*mut Scratch> {

@@ -7,8 +7,10 @@ pub mod config;
 pub mod controller;
 pub mod enrich;
 pub mod event;
+pub mod filter;
 pub mod hierarchy;
 pub mod http;
+pub mod keys;
 pub mod matcher;
 pub mod memory;
 pub mod metrics;
@@ -24,12 +26,14 @@ use std::{
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use capture::{Capture, replay::Replay};
 use config::Config;
 use enrich::{Enrich, Inputs, Outputs};
 use event::Enriched;
 use hierarchy::Hierarchy;
 use http::Served;
+use keys::Known;
 use metrics::Metrics;
 use notice::Notices;
 use policy::{Alert, Directory, Loaded, PolicySet, Readers};
@@ -72,10 +76,13 @@ pub async fn run(
     loaded.tell(&metrics, &notices);
     let (sets, policies) = watch::channel(loaded.set);
     let (resources, objects) = watch::channel(Arc::default());
-    let known = (!config.has_policies_of_cluster()).then(|| Arc::from(loaded.objects));
-    let (told, in_force) = watch::channel(known);
-    let enriched = start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
-    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
+    let states = (!config.has_policies_of_cluster()).then(|| Arc::from(loaded.objects));
+    let (told, in_force) = watch::channel(states);
+    let Watched { enriched, filter, known } =
+        start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
+    let (seen_for, judged_by) = watch::channel(policies.borrow().clone());
+    let alerts = start_matcher(enriched, judged_by.clone(), &common, &mut tasks);
+    tasks.spawn(filter::follow(filter, policies, known, seen_for, notices.clone(), stop.clone()));
     if let Some(source) = config.policies_of_cluster()? {
         tasks.spawn(policy::watch_resources(source, resources, notices.clone()));
     }
@@ -88,7 +95,7 @@ pub async fn run(
         };
         tasks.spawn(http::serve(listen, served, stop.clone()));
     }
-    let readers = Readers { sets, objects: told };
+    let readers = Readers { sets, in_force: judged_by, objects: told };
     tasks.spawn(policy::reload(directory, objects, readers, metrics.clone(), notices.clone(), stop.clone()));
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
@@ -153,7 +160,7 @@ pub async fn trace(
 ) -> anyhow::Result<()> {
     let (mut tasks, common) = (JoinSet::new(), Common::default());
     let (_sets, policies) = watch::channel(Arc::default());
-    let mut enriched = start_capture_and_enrich(&config, policies, &stop, &common, &mut tasks)?;
+    let Watched { mut enriched, .. } = start_capture_and_enrich(&config, policies, &stop, &common, &mut tasks)?;
     tasks.spawn_blocking(move || {
         while let Some(event) = enriched.blocking_recv() {
             show(&event, enriched.is_empty())?;
@@ -163,6 +170,13 @@ pub async fn trace(
     finish(tasks, Some(stop), common).await
 }
 
+/// What the first two stages hand on.
+struct Watched {
+    enriched: mpsc::Receiver<Enriched>,
+    filter: capture::Filter,
+    known: watch::Receiver<Arc<Known>>,
+}
+
 /// The first two stages: real opens, and who made them.
 fn start_capture_and_enrich(
     config: &Config,
@@ -170,21 +184,22 @@ fn start_capture_and_enrich(
     stop: &CancellationToken,
     common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
-) -> anyhow::Result<mpsc::Receiver<Enriched>> {
+) -> anyhow::Result<Watched> {
     let Common { metrics, notices, .. } = common.clone();
     let hierarchy = Hierarchy::find(&config.enrich.cgroups)?;
     procfs::mounted_at(&config.enrich.proc, &hierarchy);
-    let (capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
+    let (mut capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
     policy::tell_unseen(&policies.borrow(), capture.mode(), capture.unseen());
     let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;
     let inputs = Inputs { observations: events, pods };
-    let (enrich, Outputs { enriched, .. }) =
+    let filter = capture.take_filter().context("capture has no filter")?;
+    let (enrich, Outputs { enriched, known, .. }) =
         Enrich::new(&config.enrich, hierarchy, inputs, policies, metrics, notices);
     tasks.spawn(capture.run(stop.clone()));
     // It blocks on /proc, and so has a thread of its own.
     let runtime = Handle::current();
     tasks.spawn_blocking(move || runtime.block_on(enrich.run()));
-    Ok(enriched)
+    Ok(Watched { enriched, filter, known })
 }
 
 /// The matcher as a stage.

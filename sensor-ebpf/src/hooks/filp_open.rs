@@ -1,11 +1,12 @@
 //! Every open with its outcome, on kernels that allow fexit.
 use aya_ebpf::{EbpfContext as _, macros::fexit, programs::FExitContext};
-use sensor_ebpf::{Call, Hook, Part, Section};
+use sensor_ebpf::{Call, Hook, Loss, Part, Section};
 
 use super::open::{base, begin, flag_chroot, put_file};
 use crate::{
     filter,
-    kernel::{FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, constant, is_error, read},
+    kernel::{FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, constant, is_error, load, read},
+    maps::{RECORDER, count_loss, next_sequence},
     path::{Depth, put_above, put_path, root_of},
     record::{Kept, Room, Source, Start},
 };
@@ -19,25 +20,55 @@ const CREAT: u32 = 0o100;
 // match-proto: struct file *do_file_open(int dfd, struct filename *pathname, const struct open_flags *op)
 #[fexit(function = "do_filp_open")]
 fn do_filp_open(ctx: FExitContext) -> i32 {
-    if filter::wanted(Hook::DoFilpOpen, Part::Exit) {
-        try_do_filp_open(&ctx);
+    let (flags, result) = outcome(&ctx);
+    if is_final(&ctx, flags, result)
+        && filter::wants_open(ctx.arg(3), flags, result)
+        && filter::wanted(Hook::DoFilpOpen, Part::Exit)
+    {
+        // A program of its own: the verifier of 5.10 does not accept both in one.
+        // SAFETY: the context is this run's, and does not come back unless there is no such program.
+        unsafe { RECORDER.tail_call(&ctx, 0) };
+        next_sequence(Hook::DoFilpOpen);
+        count_loss(Hook::DoFilpOpen, Loss::Unreadable);
     }
     0
 }
 
+// Only reached from the program above.
+// match-proto: struct file *do_filp_open(int dfd, struct filename *pathname, const struct open_flags *op)
+#[fexit(function = "do_filp_open")]
+fn do_filp_open_record(ctx: FExitContext) -> i32 {
+    let (flags, result) = outcome(&ctx);
+    report(&ctx, flags, result);
+    0
+}
+
+/// Flags of the open, and zero or a negative errno.
 #[inline(always)]
-fn try_do_filp_open(ctx: &FExitContext) -> Option<()> {
+fn outcome(ctx: &FExitContext) -> (u32, i32) {
+    // To the verifier the return value is a pointer, from which no errno can be taken ("pointer arithmetic with <<= operator
+    // prohibited").
+    let result = if is_error(ctx.arg(3)) { returned(ctx) as i32 } else { 0 };
+    (load(ctx.arg(2), constant(&OPEN_FLAGS_OPEN_FLAG)), result)
+}
+
+/// False for a look-up that is done again.
+#[inline(always)]
+fn is_final(ctx: &FExitContext, flags: u32, result: i32) -> bool {
+    result != AGAIN || !is_cached_only(flags, load(ctx.arg(2), constant(&OPEN_FLAGS_LOOKUP_FLAGS)))
+}
+
+/// The return value as a plain number.
+#[inline(always)]
+fn returned(ctx: &FExitContext) -> u64 {
+    read(ctx.as_ptr() as u64, 3 * size_of::<u64>())
+}
+
+#[inline(always)]
+fn report(ctx: &FExitContext, flags: u32, result: i32) -> Option<()> {
     let dirfd: i32 = ctx.arg(0);
     let filename: u64 = ctx.arg(1);
-    let open_flags: u64 = ctx.arg(2);
-    // The return value as a plain number: as `ctx.arg(3)` it is a pointer to the verifier, from which no errno can
-    // be taken ("pointer arithmetic with <<= operator prohibited").
-    let file: u64 = read(ctx.as_ptr() as u64, 3 * size_of::<u64>());
-    let flags: u32 = read(open_flags, constant(&OPEN_FLAGS_OPEN_FLAG));
-    let result = if is_error(file) { file as i32 } else { 0 };
-    if result == AGAIN && is_cached_only(flags, read(open_flags, constant(&OPEN_FLAGS_LOOKUP_FLAGS))) {
-        return None;
-    }
+    let file = returned(ctx);
     let mut record = begin(Hook::DoFilpOpen, Call::Open, flags, result)?;
     flag_chroot(record);
     let name: u64 = read(filename, constant(&FILENAME_NAME));

@@ -2,6 +2,7 @@
 mod call;
 mod cgroup;
 mod filp_open;
+mod moves;
 mod open;
 mod process;
 mod sys_exit;

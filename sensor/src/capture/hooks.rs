@@ -4,6 +4,7 @@
 //! no function to read arguments from.
 use aya::{
     Btf, Ebpf,
+    maps::ProgramArray,
     programs::{FEntry, FExit, Program, ProgramError, ProgramInfo},
 };
 use sensor_ebpf::{Hook, Part};
@@ -155,26 +156,65 @@ fn found(types: &Types, functions: &'static [&'static str]) -> Option<&'static s
 }
 
 /// What the kernel side must know of this kernel's functions.
-pub(super) fn globals(types: &Types) -> [(&'static str, u32); 2] {
+pub(super) fn globals(types: &Types) -> [(&'static str, u32); 3] {
     let user = found(types, LINK).is_some_and(|prototype| prototype.contains("const char"));
     let root = SPECS.iter().find(|spec| spec.program == "do_file_open_root");
     let prototype = root.and_then(|spec| found(types, spec.functions)).unwrap_or_default();
-    [("LINK_NAMES_IN_USER", user.into()), ("FILE_OPEN_ROOT_ARGS", prototype.matches(',').count() as u32 + 1)]
+    let task = types.prototype("bpf_get_current_task_btf").is_some();
+    [
+        ("HAS_TASK_BTF", task.into()),
+        ("LINK_NAMES_IN_USER", user.into()),
+        ("FILE_OPEN_ROOT_ARGS", prototype.matches(',').count() as u32 + 1),
+    ]
 }
+
+/// Prototypes of the function by which every dentry gets another name or another parent.
+const MOVE: &[&str] = &["void __d_move(struct dentry *dentry, struct dentry *target, bool exchange)"];
 
 /// Loads and attaches one program.
 pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
-    let function = found(types, spec.functions).and_then(function_of).ok_or_else(|| {
-        let names = spec.functions.iter().filter_map(|prototype| function_of(prototype)).collect::<Vec<_>>();
+    attach_to(spec.program, spec.functions, bpf, types, btf)
+}
+
+/// The same of those that tell the filter of moved directories; the end of a move first, so that none begins without one.
+pub(super) fn attach_moves(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+    ["d_move", "d_move_entry"].into_iter().try_for_each(|program| attach_to(program, MOVE, bpf, types, btf))
+}
+
+fn attach_to(
+    name: &'static str,
+    functions: &'static [&'static str],
+    bpf: &mut Ebpf,
+    types: &Types,
+    btf: &Btf,
+) -> Result<(), Error> {
+    let function = found(types, functions).and_then(function_of).ok_or_else(|| {
+        let names = functions.iter().filter_map(|prototype| function_of(prototype)).collect::<Vec<_>>();
         Error::MissingFunction(names.join(" or "))
     })?;
-    let load = |why: ProgramError| Error::Load(spec.program, why.into());
-    let program = bpf.program_mut(spec.program).ok_or(Error::MissingProgram(spec.program))?;
+    let load = |why: ProgramError| Error::Load(name, why.into());
+    let program = bpf.program_mut(name).ok_or(Error::MissingProgram(name))?;
     if let Program::FEntry(program) = program {
         return attach_entry(program, function, btf).map_err(load);
     }
-    let Program::FExit(program) = program else { return Err(Error::MissingProgram(spec.program)) };
+    let Program::FExit(program) = program else { return Err(Error::MissingProgram(name)) };
     attach_exit(program, function, btf).map_err(load)
+}
+
+/// Loads the program that makes the record of an open, and puts it where the one that decides finds it.
+pub(super) fn load_recorder(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+    const NAME: &str = "do_filp_open_record";
+    let failed = |why: anyhow::Error| Error::Load(NAME, why);
+    let functions = SPECS.iter().find(|spec| spec.hook == Hook::DoFilpOpen).map_or(&[][..], |spec| spec.functions);
+    let function = found(types, functions).and_then(function_of);
+    let function = function.ok_or_else(|| Error::MissingFunction("do_filp_open".to_owned()))?;
+    let Some(Program::FExit(program)) = bpf.program_mut(NAME) else { return Err(Error::MissingProgram(NAME)) };
+    program.load(function, btf).map_err(|why| failed(why.into()))?;
+    tell_size(NAME, program.info());
+    let program = program.fd().map_err(|why| failed(why.into()))?.try_clone().map_err(|why| failed(why.into()))?;
+    let map = bpf.map_mut("RECORDER").ok_or(Error::MissingProgram("RECORDER"))?;
+    let mut programs = ProgramArray::try_from(map).map_err(|why| failed(why.into()))?;
+    programs.set(0, &program, 0).map_err(|why| failed(why.into()))
 }
 
 fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<(), ProgramError> {

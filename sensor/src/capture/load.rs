@@ -12,6 +12,7 @@ use sensor_ebpf::Hook;
 use super::{
     Config, Error, Mode,
     btf::Types,
+    filter::Filter,
     hooks::{self, SPECS, Spec},
     offsets, selftest,
 };
@@ -30,6 +31,7 @@ pub(super) const PROCESS_TRACEPOINTS: [&str; 5] =
 /// What was attached.
 pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
+    pub(super) filter: Filter,
     pub(super) mode: CaptureMode,
     /// What can be done to a file without being seen, sorted.
     pub(super) unseen: Vec<Operation>,
@@ -77,6 +79,8 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Err
 
 fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
+    let mut filter = Filter::new(&mut bpf)?;
+    hooks::load_recorder(&mut bpf, types, btf)?;
     let mut lacking: Vec<Hook> = Vec::new();
     for spec in SPECS {
         // A hook is of no use with a part of its programs.
@@ -98,7 +102,11 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     unseen.sort_unstable();
     unseen.dedup();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(Loaded { bpf, mode: CaptureMode::Fexit, unseen })
+    match hooks::attach_moves(&mut bpf, types, btf) {
+        Ok(()) => filter.remember().map_err(|why| Error::Load("FILTER_STATE", why.into()))?,
+        Err(why) => tracing::warn!("the filter looks at every directory again at each open: {why}"),
+    }
+    Ok(Loaded { bpf, filter, mode: CaptureMode::Fexit, unseen })
 }
 
 /// The hooks of which a program is attached and does not fire, beside those that are `lacking` already.
@@ -125,9 +133,10 @@ fn silent(bpf: &Ebpf, lacking: &[Hook]) -> Result<Vec<Hook>, Error> {
 
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
+    let filter = Filter::new(&mut bpf)?;
     attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(Loaded { bpf, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
+    Ok(Loaded { bpf, filter, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
 }
 
 fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {

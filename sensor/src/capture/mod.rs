@@ -3,6 +3,7 @@
 //! Must not know policies, pods or sinks. Only this folder imports `aya`.
 mod btf;
 mod decode;
+mod filter;
 mod hooks;
 mod load;
 mod names;
@@ -30,6 +31,7 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+pub use self::filter::{Filter, table};
 use self::{decode::Decoder, load::Loaded};
 use crate::{
     event::{CaptureMode, Operation},
@@ -147,6 +149,7 @@ pub enum Error {
 pub struct Capture {
     programs: Ebpf,
     unseen: Vec<Operation>,
+    filter: Option<Filter>,
     reader: Reader,
 }
 
@@ -183,7 +186,7 @@ impl Capture {
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let Loaded { bpf: mut programs, mode, unseen } = load::load(config, hierarchy)?;
+        let Loaded { bpf: mut programs, filter, mode, unseen } = load::load(config, hierarchy)?;
         memory::give_back();
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
@@ -200,13 +203,18 @@ impl Capture {
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0, processes_skipped: 0 };
         let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
-        Ok((Self { programs, unseen, reader }, receiver))
+        Ok((Self { programs, unseen, filter: Some(filter), reader }, receiver))
     }
 
     /// How it looks.
     #[must_use]
     pub fn mode(&self) -> CaptureMode {
         self.reader.decoder.mode
+    }
+
+    /// The kernel's filter, through which everything passes as long as nobody sets it; None the second time.
+    pub fn take_filter(&mut self) -> Option<Filter> {
+        self.filter.take()
     }
 
     /// What can be done to a file without being seen.

@@ -15,6 +15,9 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("DENTRY_D_HASH", "dentry", &["d_hash"]),
     ("DENTRY_D_FLAGS", "dentry", &["d_flags"]),
     ("DENTRY_D_INODE", "dentry", &["d_inode"]),
+    // d_iname up to 6.13.
+    ("DENTRY_D_INLINE", "dentry", &["d_shortname", "d_iname"]),
+    ("DENTRY_D_SB", "dentry", &["d_sb"]),
     ("INODE_I_INO", "inode", &["i_ino"]),
     ("INODE_I_MODE", "inode", &["i_mode"]),
     ("INODE_I_NLINK", "inode", &["i_nlink", "__i_nlink"]),
@@ -43,6 +46,7 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("CRED_USER_NS", "cred", &["user_ns"]),
     ("USER_NAMESPACE_NS", "user_namespace", &["ns"]),
     ("MNT_NAMESPACE_NS", "mnt_namespace", &["ns"]),
+    ("MNT_NAMESPACE_EVENT", "mnt_namespace", &["event"]),
     ("TASK_TGID", "task_struct", &["tgid"]),
     ("TASK_THREAD_PID", "task_struct", &["thread_pid"]),
     ("TASK_SIGNAL", "task_struct", &["signal"]),

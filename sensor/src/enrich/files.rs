@@ -1,5 +1,10 @@
 //! What a file is called beside the path by which it was reached: where it lives, and which paths of policies lead to it.
-use std::{collections::BTreeSet, ops::Bound, sync::Arc, time::Instant};
+use std::{
+    collections::BTreeSet,
+    ops::Bound,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use super::{
     mounts::{Living, Mounts},
@@ -8,6 +13,7 @@ use super::{
 };
 use crate::{
     event::{Call, Container, Event, Name, Owner, PathStatus},
+    keys::Known,
     notice::Notices,
     policy::PolicySet,
 };
@@ -15,12 +21,18 @@ use crate::{
 /// Most literals in a directory that is renamed of which an event tells.
 const MOVED: usize = 64;
 
+/// When links are compared with those that were told, of which there may be as many as before.
+const LINKS: Duration = Duration::from_secs(1);
+
 /// What is known of files.
 pub(super) struct Files {
     mounts: Mounts,
     roots: Roots,
     /// The host's mount namespace.
     host: Option<u64>,
+    /// What [`Files::known`] was about, and when.
+    told: Option<((usize, u64), usize)>,
+    looked: Instant,
 }
 
 /// What there is to say of an event's file.
@@ -45,7 +57,13 @@ pub(super) struct Opener<'a> {
 
 impl Files {
     pub(super) fn new(notices: Notices) -> Self {
-        Self { mounts: Mounts::default(), roots: Roots::new(notices), host: mount_namespace(host()) }
+        Self {
+            mounts: Mounts::default(),
+            roots: Roots::new(notices),
+            host: mount_namespace(host()),
+            told: None,
+            looked: Instant::now(),
+        }
     }
 
     /// Says it, and adds to the event where its file and its other name live.
@@ -65,10 +83,30 @@ impl Files {
             (event.home, event.more_homes, owner) = (homes.next(), homes.collect(), whose);
             event.target_home = live(event.target_inner.as_ref(), event.target.as_ref()).0.into_iter().next();
         }
+        if let (Some(file), Some(namespace)) = (event.file.as_ref(), event.mount_ns) {
+            self.mounts.meet(file.device, namespace.into(), event.pid, opener.now);
+        }
         let namespaces = self.namespaces(event, opener);
         let (known_as, target_known_as) = self.known_as(event, &namespaces, opener);
         self.learn(event, &namespaces, owner, opener);
         Called { owner, known_as, target_known_as }
+    }
+
+    /// A program of this mount namespace is run: what literals lead to there is looked up, if it is not known.
+    pub(super) fn entered(&mut self, namespace: u64, pid: u32, policies: &Arc<PolicySet>, now: Instant) {
+        let place = Where { namespace, lineage: std::iter::once(pid) };
+        self.roots.names(place, &[], None, policies, now);
+    }
+
+    /// What the kernel's filter has to know, if that may be something else than the last time.
+    pub(super) fn known(&mut self, now: Instant) -> Option<Known> {
+        self.mounts.refresh(now);
+        let (links, changes) = (self.roots.paths(), self.mounts.changes());
+        if self.told.as_ref() == Some(&(changes, links.len())) && now.duration_since(self.looked) < LINKS {
+            return None;
+        }
+        (self.told, self.looked) = (Some((changes, links.len())), now);
+        Some(Known { mounts: self.mounts.all(), links })
     }
 
     fn live(&mut self, device: u32, inner: &Name, opener: &Opener<'_>) -> Living {

@@ -42,6 +42,7 @@ use crate::{
     apiserver::Source,
     event::{Enriched, Enrichment, Event, Missing, Owner, Program},
     hierarchy::Hierarchy,
+    keys::Known,
     metrics::Metrics,
     notice::Notices,
     observation::{Identity, Observation},
@@ -72,6 +73,7 @@ pub struct Enrich {
     observations: mpsc::Receiver<Observation>,
     changes: mpsc::Receiver<Change>,
     enriched: mpsc::Sender<Enriched>,
+    known: watch::Sender<Arc<Known>>,
     /// Something has changed that [`Selection`] depends on.
     stale: bool,
 }
@@ -112,6 +114,8 @@ pub struct Outputs {
     pub enriched: mpsc::Receiver<Enriched>,
     /// Which policies speak of which cgroup.
     pub targets: watch::Receiver<Arc<Targets>>,
+    /// What is known of the node's files beside their paths.
+    pub known: watch::Receiver<Arc<Known>>,
 }
 
 impl Enrich {
@@ -128,6 +132,7 @@ impl Enrich {
         let Inputs { observations, pods: Changes(changes) } = inputs;
         let (enriched, receiver) = mpsc::channel(QUEUE);
         let (selection, targets) = Selection::new();
+        let (known, of_files) = watch::channel(Arc::default());
         let stage = Self {
             processes: Processes::new(notices.clone()),
             cgroups: Cgroups::new(hierarchy, notices.clone()),
@@ -141,9 +146,10 @@ impl Enrich {
             observations,
             changes,
             enriched,
+            known,
             stale: true,
         };
-        (stage, Outputs { enriched: receiver, targets })
+        (stage, Outputs { enriched: receiver, targets, known: of_files })
     }
 
     /// Works until either side is gone. Blocks on /proc; made for a thread of its own.
@@ -211,6 +217,7 @@ impl Enrich {
                 let home = home_of(self.cgroups.look_up(exec.cgroup_id, Some(exec.process.pid)));
                 let policies = self.policies.borrow().clone();
                 self.processes.executed(&exec, home, &policies);
+                self.files.entered(exec.mount_ns.into(), exec.process.pid, &policies, Instant::now());
             }
             Observation::Fork(fork) => {
                 let home = home_of(self.cgroups.look_up(fork.cgroup_id, Some(fork.parent.pid)));
@@ -361,6 +368,15 @@ impl Enrich {
             let policies = self.policies.borrow_and_update().clone();
             let Self { pods, cgroups, selection, .. } = self;
             selection.refresh(cgroups.in_containers(), &policies, |home| pods.place(home, &policies).0);
+        }
+        if let Some(known) = self.files.known(now) {
+            self.known.send_if_modified(|before| {
+                let changed = **before != known;
+                if changed {
+                    *before = Arc::new(known);
+                }
+                changed
+            });
         }
         if now.duration_since(*swept) >= SWEEP {
             *swept = now;

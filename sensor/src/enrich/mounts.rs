@@ -1,7 +1,7 @@
 //! Where file systems are mounted: what turns a path within one into the path that an author writes, whatever mounts, roots
 //! and descriptors a process has put in between.
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     fs,
     time::{Duration, Instant},
 };
@@ -9,6 +9,7 @@ use std::{
 use super::trust::{first_of_container, host, mount_namespace};
 use crate::{
     event::{Container, Name, Owner},
+    keys::Mounted,
     procfs,
 };
 
@@ -41,6 +42,8 @@ struct Table {
     /// Its mount namespace.
     namespace: u64,
     read: Option<Instant>,
+    /// How often it was another than before.
+    changes: u64,
 }
 
 /// The tables of the host and of containers.
@@ -48,6 +51,8 @@ struct Table {
 pub(super) struct Mounts {
     host: Table,
     containers: HashMap<String, Table>,
+    /// Of other mount namespaces in which files were opened, by their inodes.
+    others: HashMap<u64, Table>,
 }
 
 /// Where a file lives, and whose it is.
@@ -113,6 +118,46 @@ impl Mounts {
         Living { homes, owner: Some(Owner::Host) }
     }
 
+    /// Looks at the host's mounts again, if it is time.
+    pub(super) fn refresh(&mut self, now: Instant) {
+        self.host.refresh(now, Some(host()));
+    }
+
+    /// Sees to it that a device which was met in process `pid` is known, if that can be.
+    pub(super) fn meet(&mut self, device: u32, namespace: u64, pid: u32, now: Instant) {
+        if self.tables().any(|table| table.places.contains_key(&device)) {
+            return;
+        }
+        self.host.retry(now, Some(host()));
+        if self.others.len() >= CACHE_LIMIT && !self.others.contains_key(&namespace) {
+            self.others.clear();
+        }
+        let pid = Some(pid).filter(|pid| mount_namespace(*pid) == Some(namespace));
+        self.others.entry(namespace).or_default().retry(now, pid);
+    }
+
+    /// Changes whenever what is known of mounts does.
+    pub(super) fn changes(&self) -> (usize, u64) {
+        (self.containers.len() + self.others.len(), self.tables().map(|table| table.changes).sum())
+    }
+
+    /// Everything that is mounted as far as is known, each place once, sorted.
+    pub(super) fn all(&self) -> Vec<Mounted> {
+        let of_table = |table: &Table| -> Vec<Mounted> {
+            let places =
+                table.places.iter().flat_map(|(device, places)| places.iter().map(|place| (*device, place)));
+            places
+                .map(|(device, Place { root, at })| Mounted { device, part: root.clone(), at: at.clone() })
+                .collect()
+        };
+        let all: BTreeSet<Mounted> = self.tables().flat_map(of_table).collect();
+        all.into_iter().collect()
+    }
+
+    fn tables(&self) -> impl Iterator<Item = &Table> {
+        std::iter::once(&self.host).chain(self.containers.values()).chain(self.others.values())
+    }
+
     /// The mount namespace of a container, if it is known.
     pub(super) fn namespace_of(&self, container: &Container) -> Option<u64> {
         self.containers.get(&container.id).map(|table| table.namespace).filter(|namespace| *namespace != 0)
@@ -132,8 +177,12 @@ impl Table {
         self.read = Some(now);
         let Some(pid) = pid else { return };
         if let (Ok(text), Some(namespace)) = (fs::read(procfs::of(pid, "mountinfo")), mount_namespace(pid)) {
-            (self.places, self.root) = parse(&text);
-            self.namespace = namespace;
+            let (places, root) = parse(&text);
+            if self.places != places {
+                self.places = places;
+                self.changes += 1;
+            }
+            (self.root, self.namespace) = (root, namespace);
         }
     }
 

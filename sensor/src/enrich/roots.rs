@@ -4,7 +4,7 @@
 //! The names on the way belong to whoever owns the container: each root is looked at by a thread of its own, and one
 //! that hangs there, in a file system of the owner's making, costs only that container's names.
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     ffi::OsStr,
     fs,
     os::{
@@ -144,6 +144,13 @@ impl Roots {
             self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
         }
         found
+    }
+
+    /// All paths that literals lead to, as far as they are known, each once, sorted.
+    pub(super) fn paths(&self) -> Vec<Vec<u8>> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let all: BTreeSet<&Vec<u8>> = known.values().flat_map(|root| root.links.paths.keys()).collect();
+        all.into_iter().cloned().collect()
     }
 
     /// What a literal leads to in these namespaces from now on: a file was met there, or put there.

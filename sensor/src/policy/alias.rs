@@ -40,6 +40,16 @@ pub(super) fn of_same_directories(path: &[u8]) -> Vec<Vec<u8>> {
     found.unwrap_or_default()
 }
 
+/// Directories that need not have one called `name` on their way, and have another name that does: `/run` is in `/var`, too.
+pub(super) fn stand_ins(name: &[u8]) -> impl Iterator<Item = &'static [u8]> {
+    let has = move |path: &&[u8]| path.split(|byte| *byte == b'/').any(|component| component == name);
+    let others = move |group: &'static &'static [&'static [u8]]| {
+        let some = group.iter().any(&has);
+        group.iter().copied().filter(move |path| some && !has(path))
+    };
+    SAME.iter().flat_map(others)
+}
+
 /// What follows `directory` in `path`, if it is that directory or below it.
 fn below<'a>(path: &'a [u8], directory: &[u8]) -> Option<&'a [u8]> {
     path.strip_prefix(directory).filter(|rest| matches!(rest.first(), None | Some(b'/')))

@@ -10,6 +10,7 @@ mod directory;
 mod example;
 mod exception;
 mod glob;
+mod keys;
 mod load;
 mod object;
 mod parse;

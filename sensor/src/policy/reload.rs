@@ -28,6 +28,8 @@ const SHARE: u32 = 4;
 pub struct Readers {
     /// To the stages: what is in force.
     pub sets: watch::Sender<Arc<PolicySet>>,
+    /// From the last of them: by what opens are judged.
+    pub in_force: watch::Receiver<Arc<PolicySet>>,
     /// To whoever asks: what has become of each object; None until the API server has told what there is.
     pub objects: watch::Sender<Option<Arc<[InForce]>>>,
 }
@@ -40,7 +42,7 @@ pub struct Readers {
 pub async fn reload(
     mut directory: Directory,
     mut objects: watch::Receiver<Arc<Objects>>,
-    readers: Readers,
+    mut readers: Readers,
     metrics: Arc<Metrics>,
     notices: Notices,
     stop: CancellationToken,
@@ -76,7 +78,11 @@ pub async fn reload(
             Ok(Some(loaded)) => {
                 took = began.elapsed();
                 loaded.tell(&metrics, &notices);
-                readers.sets.send_replace(loaded.set);
+                readers.sets.send_replace(loaded.set.clone());
+                tokio::select! {
+                    () = stop.cancelled() => return Ok(()),
+                    _ = readers.in_force.wait_for(|set| Arc::ptr_eq(set, &loaded.set)) => {}
+                }
                 if whole || readers.objects.borrow().is_some() {
                     readers.objects.send_replace(Some(loaded.objects.into()));
                 }

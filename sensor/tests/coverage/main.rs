@@ -8,7 +8,7 @@ mod table;
 
 use std::{path::Path, process::Command, sync::Arc};
 
-use attack::{CASES, Tried};
+use attack::{BEGIN, CASES, END, Tried};
 use judge::{Answer, Cell};
 use sensor::{
     capture::{Capture, Config, Error, Mode},
@@ -94,7 +94,7 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
     let (metrics, notices): (Arc<Metrics>, _) = (Arc::default(), Notices::default());
     // Deep directories are made faster than a guest reads of them.
     let config = Config { mode, ring: bytesize::ByteSize::mib(64), ..Config::default() };
-    let (capture, observations) = Capture::new(&config, &hierarchy, metrics.clone(), notices.clone())?;
+    let (mut capture, observations) = Capture::new(&config, &hierarchy, metrics.clone(), notices.clone())?;
     let seen_as = capture.mode();
     let (_sets, policies) = watch::channel(Arc::new(policies(&base)));
     let config = enrich::Config::default();
@@ -102,9 +102,13 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
     let pods =
         enrich::watch_pods(&config, "node".to_owned(), policies.clone(), notices.clone(), &mut tasks).unwrap();
     let inputs = Inputs { observations, pods };
-    let (stage, Outputs { mut enriched, .. }) =
-        Enrich::new(&config, hierarchy, inputs, policies, metrics.clone(), notices);
+    let (stage, Outputs { mut enriched, known, .. }) =
+        Enrich::new(&config, hierarchy, inputs, policies.clone(), metrics.clone(), notices.clone());
     let stop = CancellationToken::new();
+    // The kernel lets through what the policy may want, and no more.
+    let filter = capture.take_filter().unwrap();
+    let (in_force, _) = watch::channel(Arc::default());
+    tokio::spawn(sensor::filter::follow(filter, policies, known, in_force.clone(), notices, stop.clone()));
     tokio::spawn(capture.run(stop.clone()));
     let handle = tokio::runtime::Handle::current();
     std::thread::spawn(move || handle.block_on(stage.run()));
@@ -115,6 +119,8 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
         }
         events
     });
+    let handle = tokio::runtime::Handle::current();
+    handle.block_on(in_force.subscribe().wait_for(|set| !set.policies.is_empty())).unwrap();
     let output =
         Command::new(std::env::current_exe().unwrap()).arg("attack").arg(&base).args(only).output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
@@ -128,11 +134,17 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
 
 /// A policy that names the watched file of each case.
 fn policies(base: &Path) -> PolicySet {
-    let paths: Vec<String> =
-        CASES.iter().filter_map(|case| case.secret(base).to_str().map(str::to_owned)).collect();
+    let secrets = CASES.iter().filter_map(|case| case.secret(base).to_str().map(str::to_owned));
+    let marks = CASES.iter().flat_map(|case| [BEGIN, END].map(|mark| format!("/{mark}{}", case.name)));
+    // No pattern names what has no name yet, or one that is no text.
+    let unnamed =
+        ["o-tmpfile", "name-not-utf8", "name-escape"].map(|case| format!("{}/{case}/**", base.display()));
+    let paths: Vec<String> = secrets.chain(marks).chain(unnamed).collect();
     let spec = serde_json::json!({
         "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy", "metadata": {"name": "watched"},
-        "spec": {"subjects": "all", "paths": paths.iter().filter(|path| !path.contains(['\n', '\u{1b}'])).collect::<Vec<_>>()},
+        "spec": {"subjects": "all", "operations": ["read", "write", "create", "truncate", "rename", "link", "delete", "exec", "list", "reference"],
+        "results": ["success", "denied", "missing", "error"],
+        "paths": paths.iter().filter(|path| !path.contains(['\n', '\u{1b}'])).collect::<Vec<_>>()},
     });
     let loaded = Directory::read_text(spec.to_string().as_bytes(), sensor::matcher::run_examples);
     assert_eq!(loaded.set.policies.len(), 1, "{:#?}", loaded.diagnostics);

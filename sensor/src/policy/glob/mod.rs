@@ -99,6 +99,11 @@ impl Glob {
         Ok(Self { alternatives: parser::parse(&format!("/{text}"))? })
     }
 
+    /// The pattern of these components.
+    pub(super) fn of(components: &[Component]) -> Self {
+        Self { alternatives: vec![components.to_vec()] }
+    }
+
     /// The patterns without braces that it stands for, each as components.
     pub(super) fn alternatives(&self) -> &[Vec<Component>] {
         &self.alternatives

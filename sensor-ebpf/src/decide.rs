@@ -1,0 +1,324 @@
+//! The filter's decision: whether an open may be one that some policy wants. Kernel side and tests run this very code.
+//!
+//! It knows names, not paths. From each pattern user space takes a name that every path has which the pattern matches: that
+//! of the file, or that of a directory above it. An open passes if a name on its way is such a key; whether the whole
+//! path matches, user space decides. So it may let through what nobody wants, and never the reverse.
+//!
+//! What a directory means for the files in it is remembered by directory and mount, and holds as long as no directory has
+//! been moved, the mount namespace has not changed and the keys are the same.
+use core::cell::Cell;
+
+use crate::table::{ALL, NAMES, Table, WORDS, hash, masked, mix, of_directory, of_file, start};
+
+/// Most directories above a file, up to the root of its file system, that are looked at; of a deeper one every open passes.
+pub const DEPTH: usize = 24;
+/// The same above the place where a file system is mounted.
+pub const MOUNT_DEPTH: usize = 10;
+/// Most mounts that lie on each other.
+pub const MOUNTS: usize = 4;
+
+/// Why an open passes. The number is an index into counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Reason {
+    /// Its kind is wanted whatever the path is.
+    Everything = 0,
+    /// The file's name is a key.
+    Name = 1,
+    /// The name of a directory above is one.
+    Directory = 2,
+    /// The file has more than one name.
+    Links = 3,
+    /// It failed in a way that is wanted.
+    Failed = 4,
+    /// Too deep, on too many mounts, or in a file system that user space does not know yet.
+    Unknown = 5,
+    /// The policies changed meanwhile.
+    Changed = 6,
+}
+
+/// Number of [`Reason`]s.
+pub const REASONS: usize = 7;
+
+/// What must be the same for that what is remembered of a directory still holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Valid {
+    /// Moves of directories so far.
+    pub moves: u64,
+    /// [`State::generation`].
+    pub generation: u64,
+    /// The opener's mount namespace.
+    pub namespace: u64,
+    /// What the kernel changes with every mount in it (`struct mnt_namespace.event`).
+    pub event: u64,
+}
+
+/// What is remembered of a directory, as a mount shows it. It is the same directory as long as it has the same name in the
+/// same directory.
+#[derive(Clone, Debug, Default)]
+#[repr(C)]
+pub struct Remembered {
+    /// `struct dentry *`.
+    pub dentry: Cell<u64>,
+    /// `d_parent`.
+    pub parent: Cell<u64>,
+    /// `struct vfsmount *`.
+    pub mount: Cell<u64>,
+    /// [`Valid::moves`].
+    pub moves: Cell<u64>,
+    /// [`Valid::generation`]; zero where nothing is remembered.
+    pub generation: Cell<u64>,
+    /// [`Valid::namespace`].
+    pub namespace: Cell<u64>,
+    /// [`Valid::event`].
+    pub event: Cell<u64>,
+    /// `d_name.hash`.
+    pub hash: Cell<u32>,
+    /// What it means to the files in it.
+    pub meaning: Cell<u32>,
+}
+
+/// The file of an open.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// `struct dentry *`.
+    pub dentry: u64,
+    /// `struct vfsmount *`.
+    pub mount: u64,
+    /// `i_nlink`; zero where that does not count.
+    pub links: u32,
+}
+
+/// How dentries are read.
+pub trait Dentries {
+    /// `d_parent`; of a root it is itself.
+    fn parent(&self, dentry: u64) -> u64;
+    /// `d_name.hash`.
+    fn name_hash(&self, dentry: u64) -> u32;
+    /// `d_name.len`.
+    fn name_len(&self, dentry: u64) -> u32;
+    /// Whether the name stands in the dentry itself.
+    fn is_inline(&self, dentry: u64) -> bool;
+    /// Word `at` of such a name; what stands behind its end is anything.
+    fn inline_word(&self, dentry: u64, at: usize) -> u64;
+    /// The first words of a name that stands elsewhere.
+    fn long_name(&self, dentry: u64) -> [u64; WORDS];
+}
+
+/// How the kernel is read, and what is remembered of it.
+pub trait Kernel {
+    /// Dentries that are reached from the file.
+    type Near: Dentries;
+    /// Any others.
+    type Far: Dentries;
+    /// Those.
+    fn near(&self) -> Self::Near;
+    /// And those.
+    fn far(&self) -> Self::Far;
+    /// `s_dev` of the file system that the file's dentry is in.
+    fn device(&self, dentry: u64) -> u32;
+    /// Where a mount stands; `mount` is its `struct vfsmount *`.
+    fn mount(&self, mount: u64) -> Mount;
+    /// What holds now; None while a directory is being moved, and where that is not known.
+    fn valid(&self) -> Option<Valid>;
+    /// Where a directory whose name has this hash is remembered.
+    fn memory(&self, hash: u32) -> Option<&Remembered>;
+}
+
+/// Where a mount stands.
+#[derive(Clone, Copy, Debug)]
+pub struct Mount {
+    /// `struct vfsmount *` of the mount that it sits on; itself if there is none.
+    pub parent: u64,
+    /// The dentry of that which it covers.
+    pub mountpoint: u64,
+    /// Its namespace.
+    pub namespace: u64,
+    /// Its root dentry.
+    pub root: u64,
+}
+
+#[inline(always)]
+fn hash_of<D: Dentries>(dentries: &D, dentry: u64) -> u64 {
+    let len = dentries.name_len(dentry);
+    let mut hash = start(len);
+    if dentries.is_inline(dentry) {
+        for at in 0..WORDS {
+            if len as usize <= 8 * at {
+                break;
+            }
+            hash = mix(hash, masked(dentries.inline_word(dentry, at), len, at));
+        }
+        return hash;
+    }
+    for (at, word) in dentries.long_name(dentry).into_iter().enumerate() {
+        if len as usize <= 8 * at {
+            break;
+        }
+        hash = mix(hash, masked(word, len, at));
+    }
+    hash
+}
+
+/// What everything passes for that nobody knows.
+const UNKNOWN: u16 = 1 << 9;
+
+/// Which of [`Table::wanted`] is about this result, zero or a negative errno.
+#[inline(always)]
+const fn outcome(result: i32) -> usize {
+    match result {
+        0 => 0,
+        // EPERM, EACCES
+        -1 | -13 => 1,
+        // ENOENT, ENOTDIR
+        -2 | -20 => 2,
+        _ => 3,
+    }
+}
+
+/// Whether an open of these classes that ended so needs no look at the path: None if it does.
+#[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
+#[inline(always)]
+pub fn without_path(table: &Table, classes: u8, result: i32) -> Option<Option<Reason>> {
+    if table.wanted[outcome(result) & 3] & classes == 0 {
+        return Some(None);
+    }
+    if table.everything & classes != 0 {
+        return Some(Some(Reason::Everything));
+    }
+    // What was asked for is a name of the attacker's making: with dots, links, and of no length.
+    if result != 0 { Some(Some(Reason::Failed)) } else { None }
+}
+
+/// Why an open of these classes passes, if it does.
+#[inline(always)]
+pub fn passes<K: Kernel>(kernel: &K, table: &Table, classes: u8, file: Opened) -> Option<Reason> {
+    if file.links > 1 {
+        return Some(Reason::Links);
+    }
+    let near = kernel.near();
+    let directory = near.parent(file.dentry);
+    let (parent, hash) = (near.parent(directory), near.name_hash(directory));
+    let meaning = match (kernel.valid(), kernel.memory(hash)) {
+        // The root of a file system is not in a directory.
+        (Some(valid), Some(known)) if directory != file.dentry => {
+            if known.dentry.get() == directory
+                && known.parent.get() == parent
+                && known.hash.get() == hash
+                && known.mount.get() == file.mount
+                && known.moves.get() == valid.moves
+                && known.generation.get() == valid.generation
+                && known.namespace.get() == valid.namespace
+                && known.event.get() == valid.event
+            {
+                known.meaning.get() as u16
+            } else {
+                let Valid { moves, generation, namespace, event } = valid;
+                known.generation.set(0);
+                known.dentry.set(directory);
+                known.parent.set(parent);
+                known.mount.set(file.mount);
+                known.hash.set(hash);
+                known.moves.set(moves);
+                known.namespace.set(namespace);
+                known.event.set(event);
+                learn(kernel, table, file, known, generation)
+            }
+        }
+        _ => look(kernel, table, file).0,
+    };
+    if meaning & UNKNOWN != 0 {
+        return Some(Reason::Unknown);
+    }
+    if meaning as u8 & classes != 0 {
+        return Some(Reason::Directory);
+    }
+    let counts = meaning & NAMES != 0 || table.anywhere != 0;
+    if counts && of_file(table.key(hash_of(&near, file.dentry))) & classes != 0 {
+        return Some(Reason::Name);
+    }
+    None
+}
+
+/// Looks at the names above the file, and remembers what they mean if that is so for all files in the directory.
+#[inline(always)]
+fn learn<K: Kernel>(kernel: &K, table: &Table, file: Opened, known: &Remembered, generation: u64) -> u16 {
+    let (meaning, namespace) = look(kernel, table, file);
+    let still = kernel.valid().is_some_and(|valid| {
+        valid.moves == known.moves.get()
+            && valid.generation == generation
+            && valid.namespace == known.namespace.get()
+            && valid.event == known.event.get()
+    });
+    // Only of what is mounted in the opener's own namespace it is told when that changes.
+    if still && meaning & UNKNOWN == 0 && namespace == known.namespace.get() {
+        known.meaning.set(u32::from(meaning));
+        known.generation.set(generation);
+    }
+    meaning
+}
+
+/// What the names above the file mean to it, and the namespace in which this is so for all files in its directory: zero if
+/// it is not.
+#[inline(never)]
+fn look<K: Kernel>(kernel: &K, table: &Table, file: Opened) -> (u16, u64) {
+    let near = kernel.near();
+    let mut meaning = above::<_, DEPTH>(&near, table, near.parent(file.dentry));
+    meaning |= table.device(kernel.device(file.dentry)).unwrap_or(UNKNOWN);
+    let far = kernel.far();
+    let (mut mount, mut dentry, mut is_file) = (file.mount, file.dentry, true);
+    let mut here = kernel.mount(mount);
+    // What is right in the root of a mount may be right below `/`.
+    if near.parent(dentry) == here.root {
+        meaning |= table.key(hash(b"/")) & NAMES;
+    }
+    // What is the root of its mount is not called by the directory that it is in.
+    let namespace = if dentry == here.root { 0 } else { here.namespace };
+    for _ in 0..MOUNTS {
+        if here.parent == mount {
+            return (meaning, namespace);
+        }
+        // A file may be mounted on a file: then it is called as that is.
+        is_file = is_file && dentry == here.root;
+        if is_file {
+            meaning |= u16::from(of_file(table.key(hash_of(&far, here.mountpoint))));
+        }
+        meaning |= above::<_, MOUNT_DEPTH>(&far, table, here.mountpoint);
+        (dentry, mount) = (here.mountpoint, here.parent);
+        here = kernel.mount(mount);
+    }
+    (UNKNOWN, 0)
+}
+
+/// What a directory's name, and those of all above it in its file system, mean to the files in it.
+#[inline(never)]
+fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, directory: u64) -> u16 {
+    let mut meaning = 0;
+    let mut dentry = directory;
+    for level in 0..LEVELS {
+        let parent = dentries.parent(dentry);
+        if parent == dentry {
+            return meaning;
+        }
+        let key = of_directory(table.key(hash_of(dentries, dentry)));
+        // In which directory a file is right in matters to its own name only.
+        meaning |= if level == 0 { key } else { key & ALL as u16 };
+        // What kubelet calls a generation of a volume is not part of the path by which its files are known.
+        if level == 0 && is_hidden_twice(dentries, dentry) {
+            meaning |= NAMES;
+        }
+        dentry = parent;
+    }
+    UNKNOWN
+}
+
+/// Whether a name begins with two dots, and goes on.
+#[inline(always)]
+fn is_hidden_twice<D: Dentries>(dentries: &D, dentry: u64) -> bool {
+    if dentries.name_len(dentry) <= 2 {
+        return false;
+    }
+    let first =
+        if dentries.is_inline(dentry) { dentries.inline_word(dentry, 0) } else { dentries.long_name(dentry)[0] };
+    first as u16 == u16::from_le_bytes(*b"..")
+}
