@@ -86,8 +86,9 @@ siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSea
 	e2e/setup.sh kafka opensearch siem
 	e2e/siem.sh $(RELEASE)
 
-bench: ## what one event costs the matcher; events a second through a real broker, latency, memory of a full spool
-	e2e/setup.sh build kafka
+bench: ## what an open costs, in instructions: docs/performance.md; what an event costs the matcher; events a second through a real broker, latency, memory of a full spool
+	GUEST_KERNELS=6.12 e2e/setup.sh build kafka guests
+	e2e/cost.sh 6.12
 	cargo bench --locked -p sensor
 
 fuzz: ## the policy parser and the glob compiler, ten minutes each with coverage feedback

@@ -2,6 +2,7 @@
 # guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7)
 # guest.sh KERNEL BINARY [ARG...]  boots it in QEMU and runs the static BINARY there, as root, under busybox
 #   GUEST_TIMEOUT=900  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
+#   GUEST_CPU='-smp 2'  arguments of QEMU's about CPUs
 # Relays the guest's output; exits with BINARY's status, 124 after a hang, 125 if the guest died before it ended.
 # It is made to be a cargo runner: cargo test --config "target.'cfg(unix)'.runner=['e2e/guest.sh','6.12']"
 set -euo pipefail
@@ -42,7 +43,7 @@ fetch() {
   rm -rf "$work" "$dir"; mkdir -p "$dir"; mv "$work.vmlinuz" "$dir/vmlinuz"; mv "$work.modules" "$dir/modules"
 }
 
-[ $# -ge 2 ] || { sed -n '2,6s/^# \{0,1\}//p' "$0" >&2; exit 64; }
+[ $# -ge 2 ] || { sed -n '2,7s/^# \{0,1\}//p' "$0" >&2; exit 64; }
 if [ "$1" = fetch ]; then fetch "$2"; exit; fi
 kernel=$1 binary=$2; shift 2
 fetch "$kernel"
@@ -82,7 +83,7 @@ chmod +x "$root/start"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initrd"
 
 run() {
-  timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" -smp 2 \
+  timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" ${GUEST_CPU:--smp 2} \
     -nographic -no-reboot -nic none -kernel "$cache/kernels/$kernel/vmlinuz" -initrd "$work/initrd" \
     -append "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init ${GUEST_CMDLINE:-}" </dev/null 2>&1
   echo "QEMU-EXIT $?"

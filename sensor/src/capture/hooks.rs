@@ -4,7 +4,7 @@
 //! no function to read arguments from.
 use aya::{
     Btf, Ebpf,
-    maps::ProgramArray,
+    maps::{MapData, ProgramArray},
     programs::{FEntry, FExit, Program, ProgramError, ProgramInfo},
 };
 use sensor_ebpf::{Hook, Part};
@@ -201,8 +201,9 @@ fn attach_to(
     attach_exit(program, function, btf).map_err(load)
 }
 
-/// Loads the program that makes the record of an open, and puts it where the one that decides finds it.
-pub(super) fn load_recorder(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+/// Loads the program that makes the record of an open, and puts it where the one that decides finds it. The kernel empties
+/// that place when it is dropped.
+pub(super) fn load_recorder(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<ProgramArray<MapData>, Error> {
     const NAME: &str = "do_filp_open_record";
     let failed = |why: anyhow::Error| Error::Load(NAME, why);
     let functions = SPECS.iter().find(|spec| spec.hook == Hook::DoFilpOpen).map_or(&[][..], |spec| spec.functions);
@@ -212,9 +213,10 @@ pub(super) fn load_recorder(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<
     program.load(function, btf).map_err(|why| failed(why.into()))?;
     tell_size(NAME, program.info());
     let program = program.fd().map_err(|why| failed(why.into()))?.try_clone().map_err(|why| failed(why.into()))?;
-    let map = bpf.map_mut("RECORDER").ok_or(Error::MissingProgram("RECORDER"))?;
+    let map = bpf.take_map("RECORDER").ok_or(Error::MissingProgram("RECORDER"))?;
     let mut programs = ProgramArray::try_from(map).map_err(|why| failed(why.into()))?;
-    programs.set(0, &program, 0).map_err(|why| failed(why.into()))
+    programs.set(0, &program, 0).map_err(|why| failed(why.into()))?;
+    Ok(programs)
 }
 
 fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<(), ProgramError> {

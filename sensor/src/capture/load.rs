@@ -3,7 +3,7 @@ use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
-    maps::Array,
+    maps::{Array, MapData, ProgramArray},
     programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use rustix::process::{Resource, Rlimit};
@@ -31,6 +31,8 @@ pub(super) const PROCESS_TRACEPOINTS: [&str; 5] =
 /// What was attached.
 pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
+    /// Where the program is to which others hand on; to be kept as long as they are attached.
+    pub(super) recorder: Option<ProgramArray<MapData>>,
     pub(super) filter: Filter,
     pub(super) mode: CaptureMode,
     /// What can be done to a file without being seen, sorted.
@@ -80,7 +82,7 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Err
 fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
     let mut filter = Filter::new(&mut bpf)?;
-    hooks::load_recorder(&mut bpf, types, btf)?;
+    let recorder = Some(hooks::load_recorder(&mut bpf, types, btf)?);
     let mut lacking: Vec<Hook> = Vec::new();
     for spec in SPECS {
         // A hook is of no use with a part of its programs.
@@ -106,7 +108,7 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
         Ok(()) => filter.remember().map_err(|why| Error::Load("FILTER_STATE", why.into()))?,
         Err(why) => tracing::warn!("the filter looks at every directory again at each open: {why}"),
     }
-    Ok(Loaded { bpf, filter, mode: CaptureMode::Fexit, unseen })
+    Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, unseen })
 }
 
 /// The hooks of which a program is attached and does not fire, beside those that are `lacking` already.
@@ -136,7 +138,7 @@ fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loa
     let filter = Filter::new(&mut bpf)?;
     attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(Loaded { bpf, filter, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
+    Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
 }
 
 fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {

@@ -20,7 +20,7 @@ use std::{
 use anyhow::Context as _;
 use aya::{
     Ebpf,
-    maps::{MapData, PerCpuArray, RingBuf},
+    maps::{MapData, PerCpuArray, ProgramArray, RingBuf},
 };
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Timestamp};
@@ -148,6 +148,7 @@ pub enum Error {
 /// Attached programs, and the reader of the ring that they fill.
 pub struct Capture {
     programs: Ebpf,
+    recorder: Option<ProgramArray<MapData>>,
     unseen: Vec<Operation>,
     filter: Option<Filter>,
     reader: Reader,
@@ -186,7 +187,7 @@ impl Capture {
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let Loaded { bpf: mut programs, filter, mode, unseen } = load::load(config, hierarchy)?;
+        let Loaded { bpf: mut programs, recorder, filter, mode, unseen } = load::load(config, hierarchy)?;
         memory::give_back();
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
@@ -203,7 +204,7 @@ impl Capture {
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0, processes_skipped: 0 };
         let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
-        Ok((Self { programs, unseen, filter: Some(filter), reader }, receiver))
+        Ok((Self { programs, recorder, unseen, filter: Some(filter), reader }, receiver))
     }
 
     /// How it looks.
@@ -229,7 +230,7 @@ impl Capture {
     /// # Errors
     /// When the ring cannot be waited for.
     pub async fn run(self, stop: CancellationToken) -> anyhow::Result<()> {
-        let Self { programs, mut reader, .. } = self;
+        let Self { programs, recorder, mut reader, .. } = self;
         let mut ticks = tokio::time::interval(ACCOUNT);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -247,6 +248,8 @@ impl Capture {
         reader.count_losses();
         reader.attached.clear();
         drop(programs);
+        // Only now: while they are attached they hand on to it.
+        drop(recorder);
         // Nothing is added any more, so this drain ends with the ring and needs no second stop.
         reader.drain(&CancellationToken::new()).await;
         reader.count_losses();
