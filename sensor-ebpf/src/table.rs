@@ -53,12 +53,6 @@ pub struct State {
 }
 
 impl State {
-    /// After `swaps` changes of the table, and so many times at which all was forgotten that was remembered.
-    #[must_use]
-    pub const fn new(swaps: u64, forgets: u64) -> Self {
-        Self { swaps, forgets }
-    }
-
     /// Changes of the table so far.
     #[inline(always)]
     #[must_use]

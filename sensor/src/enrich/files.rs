@@ -99,8 +99,9 @@ impl Files {
     }
 
     /// What the kernel's filter has to know, if that may be something else than the last time.
-    pub(super) fn known(&mut self, now: Instant) -> Option<Known> {
+    pub(super) fn known(&mut self, policies: &Arc<PolicySet>, now: Instant) -> Option<Known> {
         self.mounts.refresh(now);
+        self.roots.refresh(policies, now);
         let (links, changes) = (self.roots.paths(), self.mounts.changes());
         if self.told.as_ref() == Some(&(changes, links.len())) && now.duration_since(self.looked) < LINKS {
             return None;

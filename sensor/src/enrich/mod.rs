@@ -369,7 +369,8 @@ impl Enrich {
             let Self { pods, cgroups, selection, .. } = self;
             selection.refresh(cgroups.in_containers(), &policies, |home| pods.place(home, &policies).0);
         }
-        if let Some(known) = self.files.known(now) {
+        let policies = self.policies.borrow().clone();
+        if let Some(known) = self.files.known(&policies, now) {
             self.known.send_if_modified(|before| {
                 let changed = **before != known;
                 if changed {

@@ -73,6 +73,8 @@ struct Root {
     since: Instant,
     /// A thread is at it.
     busy: bool,
+    /// Pids of processes that may be in it, by which it was looked at last.
+    through: Vec<u32>,
     /// What was learned since that thread began.
     learned: Vec<(File, Name)>,
     /// Something has changed since then: what it finds may be old.
@@ -129,9 +131,12 @@ impl Roots {
                 known.retain(|namespace, root| root.busy || Some(*namespace) == mount_namespace(host()));
             }
             let links = known.get(&namespace).map(|root| root.links.clone()).unwrap_or_default();
+            let mut through: Vec<u32> = lineage.chain([host()]).collect();
+            through.dedup();
             known.insert(
                 namespace,
                 Root {
+                    through: through.clone(),
                     links,
                     policies: policies.clone(),
                     since: now,
@@ -141,9 +146,33 @@ impl Roots {
                 },
             );
             drop(known);
-            self.start(namespace, lineage.chain([host()]).collect(), policies.clone());
+            self.start(namespace, through, policies.clone());
         }
         found
+    }
+
+    /// Looks up anew what is old, as many as may be looked at: the kernel's filter goes by it, and tells of nobody who opens
+    /// what it does not know.
+    pub(super) fn refresh(&self, policies: &Arc<PolicySet>, now: Instant) {
+        let mut due = Vec::new();
+        {
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+            let room = THREADS.saturating_sub(known.values().filter(|root| root.busy).count());
+            let old = known.iter_mut().filter(|(_, root)| {
+                let is_old = !Arc::ptr_eq(&root.policies, policies) || now.duration_since(root.since) >= REFRESH;
+                is_old && !root.busy && !root.through.is_empty()
+            });
+            for (namespace, root) in old.take(room) {
+                // Nobody is left through whom to look: whoever opens something there will be another.
+                root.through.retain(|pid| mount_namespace(*pid) == Some(*namespace));
+                if !root.through.is_empty() {
+                    due.push((*namespace, root.through.clone()));
+                }
+            }
+        }
+        for (namespace, through) in due {
+            self.names(Where { namespace, lineage: through.into_iter() }, &[], None, policies, now);
+        }
     }
 
     /// All paths that literals lead to, as far as they are known, each once, sorted.

@@ -140,7 +140,8 @@ impl Sources {
 
     /// What a place means to what is mounted there: its own names are not on the way of who comes by another mount.
     fn meaning(&self, at: &[u8]) -> Key {
-        let mut key = Key::default();
+        // What is right below a generation of a volume is known as if that were not there.
+        let mut key = Key { names: last(at).starts_with(b".."), ..Key::default() };
         for name in alias::names(at) {
             self.files.matches(&name, |classes| key.file |= classes);
             key.names |= self.parents.contains(name.as_ref());
