@@ -16,7 +16,7 @@ COVERED := 5.10 6.1 6.12 7
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release coverage test-unit test-mutants test-fuzz test-native test-guests
+.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release coverage test-unit test-mutants test-native test-guests
 .SILENT:
 
 help: ## this list
@@ -33,20 +33,17 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node
 
-test: test-unit test-mutants test-fuzz test-native test-guests coverage ## all tests: units, this kernel, a real broker and API server, guest kernels
+test: test-unit test-native test-guests coverage ## the tests: units, this kernel, a real broker and API server, guest kernels
 
 test-unit:
 	e2e/setup.sh build
 	cargo test --locked -p sensor-ebpf
 	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle --test filter --test schema --test objects
 
-# A wrong matcher must fail the tests that compare it with its oracle.
+# A wrong matcher must fail the tests that compare it with its oracle; it is built anew for each mistake.
 test-mutants:
 	e2e/setup.sh build
 	cargo test --locked -p sensor --test mutants -- --ignored --nocapture
-
-test-fuzz:
-	SECONDS_EACH=15 $(MAKE) fuzz
 
 test-native: release
 	e2e/setup.sh build kafka cluster containers
@@ -113,5 +110,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 	cargo deny --locked check licenses bans sources
 	e2e/schemas.py --check
 
-full: lint test e2e rules siem bench fuzz soak workload ## everything, and the kernels that CI leaves out
+full: lint test test-mutants e2e rules siem bench fuzz soak workload ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
 	$(MAKE) test-guests KERNELS="6.1 7"

@@ -8,7 +8,7 @@
 //! been moved, the mount namespace has not changed and the keys are the same.
 use core::cell::Cell;
 
-use crate::table::{ALL, NAMES, Table, WORDS, hash, masked, mix, of_directory, of_file, start};
+use crate::table::{ALL, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start};
 
 /// Most directories above a file, up to the root of its file system, that are looked at; of a deeper one every open passes.
 pub const DEPTH: usize = 24;
@@ -43,10 +43,8 @@ pub const REASONS: usize = 7;
 /// What must be the same for that what is remembered of a directory still holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Valid {
-    /// Moves of directories so far.
-    pub moves: u64,
-    /// [`State::generation`].
-    pub generation: u64,
+    /// [`State::epoch`](crate::table::State::epoch) and the moves of directories so far; never zero. Either only grows.
+    pub epoch: u64,
     /// The opener's mount namespace.
     pub namespace: u64,
     /// What the kernel changes with every mount in it (`struct mnt_namespace.event`).
@@ -64,10 +62,8 @@ pub struct Remembered {
     pub parent: Cell<u64>,
     /// `struct vfsmount *`.
     pub mount: Cell<u64>,
-    /// [`Valid::moves`].
-    pub moves: Cell<u64>,
-    /// [`Valid::generation`]; zero where nothing is remembered.
-    pub generation: Cell<u64>,
+    /// [`Valid::epoch`]; zero where nothing is remembered.
+    pub epoch: Cell<u64>,
     /// [`Valid::namespace`].
     pub namespace: Cell<u64>,
     /// [`Valid::event`].
@@ -121,6 +117,8 @@ pub trait Kernel {
     fn mount(&self, mount: u64) -> Mount;
     /// What holds now; None while a directory is being moved, and where that is not known.
     fn valid(&self) -> Option<Valid>;
+    /// The keys in use.
+    fn table(&self) -> Option<&Table>;
     /// Where a directory whose name has this hash is remembered.
     fn memory(&self, hash: u32) -> Option<&Remembered>;
 }
@@ -179,11 +177,11 @@ const fn outcome(result: i32) -> usize {
 /// Whether an open of these classes that ended so needs no look at the path: None if it does.
 #[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
 #[inline(always)]
-pub fn without_path(table: &Table, classes: u8, result: i32) -> Option<Option<Reason>> {
-    if table.wanted[outcome(result) & 3] & classes == 0 {
+pub fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Reason>> {
+    if wants.wanted[outcome(result) & 3] & classes == 0 {
         return Some(None);
     }
-    if table.everything & classes != 0 {
+    if wants.everything & classes != 0 {
         return Some(Some(Reason::Everything));
     }
     // What was asked for is a name of the attacker's making: with dots, links, and of no length.
@@ -192,7 +190,7 @@ pub fn without_path(table: &Table, classes: u8, result: i32) -> Option<Option<Re
 
 /// Why an open of these classes passes, if it does.
 #[inline(always)]
-pub fn passes<K: Kernel>(kernel: &K, table: &Table, classes: u8, file: Opened) -> Option<Reason> {
+pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) -> Option<Reason> {
     if file.links > 1 {
         return Some(Reason::Links);
     }
@@ -206,26 +204,23 @@ pub fn passes<K: Kernel>(kernel: &K, table: &Table, classes: u8, file: Opened) -
                 && known.parent.get() == parent
                 && known.hash.get() == hash
                 && known.mount.get() == file.mount
-                && known.moves.get() == valid.moves
-                && known.generation.get() == valid.generation
+                && known.epoch.get() == valid.epoch
                 && known.namespace.get() == valid.namespace
                 && known.event.get() == valid.event
             {
                 known.meaning.get() as u16
             } else {
-                let Valid { moves, generation, namespace, event } = valid;
-                known.generation.set(0);
+                known.epoch.set(0);
                 known.dentry.set(directory);
                 known.parent.set(parent);
                 known.mount.set(file.mount);
                 known.hash.set(hash);
-                known.moves.set(moves);
-                known.namespace.set(namespace);
-                known.event.set(event);
-                learn(kernel, table, file, known, generation)
+                known.namespace.set(valid.namespace);
+                known.event.set(valid.event);
+                learn(kernel, file, known, valid.epoch)
             }
         }
-        _ => look(kernel, table, file).0,
+        _ => look(kernel, file).0,
     };
     if meaning & UNKNOWN != 0 {
         return Some(Reason::Unknown);
@@ -233,27 +228,24 @@ pub fn passes<K: Kernel>(kernel: &K, table: &Table, classes: u8, file: Opened) -
     if meaning as u8 & classes != 0 {
         return Some(Reason::Directory);
     }
-    let counts = meaning & NAMES != 0 || table.anywhere != 0;
-    if counts && of_file(table.key(hash_of(&near, file.dentry))) & classes != 0 {
-        return Some(Reason::Name);
+    if meaning & NAMES == 0 && wants.anywhere == 0 {
+        return None;
     }
-    None
+    let Some(table) = kernel.table() else { return Some(Reason::Unknown) };
+    (of_file(table.key(hash_of(&near, file.dentry))) & classes != 0).then_some(Reason::Name)
 }
 
 /// Looks at the names above the file, and remembers what they mean if that is so for all files in the directory.
 #[inline(always)]
-fn learn<K: Kernel>(kernel: &K, table: &Table, file: Opened, known: &Remembered, generation: u64) -> u16 {
-    let (meaning, namespace) = look(kernel, table, file);
+fn learn<K: Kernel>(kernel: &K, file: Opened, known: &Remembered, epoch: u64) -> u16 {
+    let (meaning, namespace) = look(kernel, file);
     let still = kernel.valid().is_some_and(|valid| {
-        valid.moves == known.moves.get()
-            && valid.generation == generation
-            && valid.namespace == known.namespace.get()
-            && valid.event == known.event.get()
+        valid.epoch == epoch && valid.namespace == known.namespace.get() && valid.event == known.event.get()
     });
     // Only of what is mounted in the opener's own namespace it is told when that changes.
     if still && meaning & UNKNOWN == 0 && namespace == known.namespace.get() {
         known.meaning.set(u32::from(meaning));
-        known.generation.set(generation);
+        known.epoch.set(epoch);
     }
     meaning
 }
@@ -261,7 +253,8 @@ fn learn<K: Kernel>(kernel: &K, table: &Table, file: Opened, known: &Remembered,
 /// What the names above the file mean to it, and the namespace in which this is so for all files in its directory: zero if
 /// it is not.
 #[inline(never)]
-fn look<K: Kernel>(kernel: &K, table: &Table, file: Opened) -> (u16, u64) {
+fn look<K: Kernel>(kernel: &K, file: Opened) -> (u16, u64) {
+    let Some(table) = kernel.table() else { return (UNKNOWN, 0) };
     let near = kernel.near();
     let mut meaning = above::<_, DEPTH>(&near, table, near.parent(file.dentry));
     meaning |= table.device(kernel.device(file.dentry)).unwrap_or(UNKNOWN);
@@ -297,6 +290,10 @@ fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, director
     let mut dentry = directory;
     for level in 0..LEVELS {
         let parent = dentries.parent(dentry);
+        if parent == 0 {
+            // It cannot be read.
+            return UNKNOWN;
+        }
         if parent == dentry {
             return meaning;
         }

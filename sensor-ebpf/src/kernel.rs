@@ -39,7 +39,7 @@ globals! {
     MOUNT_MNT, MOUNT_MNT_PARENT, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_NS, MOUNT_MNT_MOUNTS, MOUNT_MNT_CHILD, VFSMOUNT_MNT_ROOT,
     TASK_FLAGS, TASK_PID, TASK_COMM,
     TASK_THREAD_INFO, THREAD_INFO_STATUS, TASK_FILES, TASK_FS, TASK_GROUP_LEADER, TASK_START_BOOTTIME, TASK_NSPROXY, NSPROXY_MNT_NS,
-    TASK_CRED, CRED_UID, CRED_USER_NS, USER_NAMESPACE_NS, MNT_NAMESPACE_NS, MNT_NAMESPACE_EVENT, NS_COMMON_INUM, TASK_TGID, TASK_LOGINUID,
+    TASK_CRED, CRED_UID, CRED_USER_NS, USER_NAMESPACE_NS, MNT_NAMESPACE_NS, MNT_NAMESPACE_EVENT, MNT_NAMESPACE_ROOT, NS_COMMON_INUM, TASK_TGID, TASK_LOGINUID,
     TASK_THREAD_PID, PID_LEVEL, PID_NUMBERS, UPID_NR, UPID_NS, PID_NAMESPACE_NS,
     TASK_SIGNAL, SIGNAL_STRUCT_LIVE, TASK_MM, MM_EXE_FILE, MM_ARG_START, MM_ARG_END,
     BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP,
@@ -70,12 +70,44 @@ pub(crate) fn read<T: Copy>(address: u64, offset: usize) -> T {
 }
 
 /// Loads a `T` from `address + offset`, where the verifier knows `address` as a pointer to a structure that has one there;
-/// zero where it cannot be read. A few instructions, where a helper takes hundreds.
+/// zero where it cannot be read. A dozen instructions, where a helper takes hundreds.
 #[inline(always)]
 pub(crate) fn load<T: Copy>(address: u64, offset: usize) -> T {
     // SAFETY: the verifier has checked that the structure has such a member, and the kernel handles the fault of a bad
     // address (BPF_PROBE_MEM). Volatile, because others write it.
     unsafe { ((address + offset as u64) as *const T).read_volatile() }
+}
+
+/// How members of a structure are read.
+pub(crate) trait Memory: Copy {
+    /// Whether the verifier knows what the address points to.
+    const TYPED: bool;
+    /// The member at `offset`.
+    fn get<T: Copy>(self, address: u64, offset: usize) -> T;
+}
+
+/// By [`load`].
+#[derive(Clone, Copy)]
+pub(crate) struct Typed;
+
+/// By [`read`].
+#[derive(Clone, Copy)]
+pub(crate) struct Address;
+
+impl Memory for Typed {
+    const TYPED: bool = true;
+    #[inline(always)]
+    fn get<T: Copy>(self, address: u64, offset: usize) -> T {
+        load(address, offset)
+    }
+}
+
+impl Memory for Address {
+    const TYPED: bool = false;
+    #[inline(always)]
+    fn get<T: Copy>(self, address: u64, offset: usize) -> T {
+        read(address, offset)
+    }
 }
 
 /// As [`read`], of the current process's memory.
@@ -103,13 +135,39 @@ pub(crate) fn is_error(pointer: u64) -> bool {
 
 /// The `(mount, dentry)` of the `struct path` at `address + offset`, the mount as `struct vfsmount *`.
 #[inline(always)]
-pub(crate) fn read_path(address: u64, offset: usize) -> (u64, u64) {
-    (read(address, offset + constant(&PATH_MNT)), read(address, offset + constant(&PATH_DENTRY)))
+pub(crate) fn path_at<M: Memory>(memory: M, address: u64, offset: usize) -> (u64, u64) {
+    (memory.get(address, offset + constant(&PATH_MNT)), memory.get(address, offset + constant(&PATH_DENTRY)))
+}
+
+/// Where a `struct mount` stands, and its root.
+#[derive(Clone, Copy)]
+pub(crate) struct MountParts {
+    /// `struct mount *` of that which it sits on; itself if there is none.
+    pub(crate) parent: u64,
+    /// The dentry of that which it covers.
+    pub(crate) mountpoint: u64,
+    /// Its root dentry.
+    pub(crate) root: u64,
+}
+
+/// Of a `struct mount`, all that a walk needs: one read, as the three stand together (fs/mount.h).
+#[inline(always)]
+pub(crate) fn mount_parts(mount: u64) -> MountParts {
+    let [at, point, root] = [
+        constant(&MOUNT_MNT_PARENT),
+        constant(&MOUNT_MNT_MOUNTPOINT),
+        constant(&MOUNT_MNT) + constant(&VFSMOUNT_MNT_ROOT),
+    ];
+    if point == at + 8 && root == at + 16 {
+        let [parent, mountpoint, root] = read(mount, at);
+        return MountParts { parent, mountpoint, root };
+    }
+    MountParts { parent: read(mount, at), mountpoint: read(mount, point), root: read(mount, root) }
 }
 
 /// The id of a `struct cgroup *`: the inode of its directory.
 #[inline(always)]
-pub(crate) fn cgroup_id(cgroup: u64) -> u64 {
-    let node: u64 = read(cgroup, constant(&CGROUP_KN));
-    read(node, constant(&KERNFS_NODE_ID))
+pub(crate) fn cgroup_id<M: Memory>(memory: M, cgroup: u64) -> u64 {
+    let node: u64 = memory.get(cgroup, constant(&CGROUP_KN));
+    memory.get(node, constant(&KERNFS_NODE_ID))
 }

@@ -1,4 +1,6 @@
 //! Everything that outlives one run of a program.
+use core::cell::UnsafeCell;
+
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
     macros::map,
@@ -7,7 +9,7 @@ use aya_ebpf::{
 use sensor_ebpf::{
     HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
     decide::{REASONS, Reason, Remembered},
-    table::{State, Table},
+    table::{State, Table, Wants},
 };
 
 use crate::record::Scratch;
@@ -59,12 +61,19 @@ pub(crate) static RECORDER: ProgramArray = ProgramArray::with_max_entries(1, 0);
 /// What policies want: the table in use and the one before, which becomes the next.
 #[map]
 static FILTER: Array<Table> = Array::with_max_entries(2, 0);
-/// Which table that is; user space writes it.
-#[map]
-static FILTER_STATE: Array<State> = Array::with_max_entries(1, 0);
-/// Moves of directories that have begun, and how many there were when the last one was over.
-#[map]
-static MOVES: Array<[u64; 2]> = Array::with_max_entries(1, 0);
+/// Which table that is. Sections like this one are maps whose address programs know: without a look-up. User space has it by
+/// the section's name, and writes it.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.filter")]
+static FILTER_STATE: State = State::NEW;
+/// Moves of directories that have begun.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.moves")]
+static MOVES_BEGUN: Word = Word::new();
+/// How many had when the last one was over.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.moves")]
+static MOVES_ENDED: Word = Word::new();
 /// Opens that passed the filter, by [`Reason`].
 #[map]
 static PASSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
@@ -75,10 +84,50 @@ const REMEMBERED_LEN: u32 = 1024;
 static REMEMBERED: PerCpuArray<[u64; size_of::<Remembered>() / 8]> =
     PerCpuArray::with_max_entries(REMEMBERED_LEN, 0);
 
-/// What user space says of the filter.
+/// A word that programs on several CPUs read and write. The compiler knows no atomic load for this machine; an aligned one is.
+struct Word(UnsafeCell<u64>);
+
+// SAFETY: it is only ever read and written whole.
+unsafe impl Sync for Word {}
+
+impl Word {
+    const fn new() -> Self {
+        Self(UnsafeCell::new(0))
+    }
+
+    #[inline(always)]
+    fn load(&self) -> u64 {
+        // SAFETY: a cell is valid to read; volatile, because another CPU may write it.
+        unsafe { self.0.get().read_volatile() }
+    }
+
+    #[inline(always)]
+    fn store(&self, value: u64) {
+        // SAFETY: a cell is valid to write, and no reference to what is in it is ever made.
+        unsafe { self.0.get().write_volatile(value) };
+    }
+}
+
+/// How often user space has changed what is in use.
 #[inline(always)]
-pub(crate) fn filter_state() -> Option<&'static State> {
-    FILTER_STATE.get(0)
+pub(crate) fn filter_swaps() -> u64 {
+    // SAFETY: a static is valid to read; volatile, because user space writes it meanwhile.
+    unsafe { (&raw const FILTER_STATE.swaps).read_volatile() }
+}
+
+/// [`State::epoch`].
+#[inline(always)]
+pub(crate) fn filter_epoch() -> u64 {
+    // SAFETY: as above.
+    unsafe { (&raw const FILTER_STATE.epoch).read_volatile() }
+}
+
+/// What is wanted after so many swaps.
+#[inline(always)]
+pub(crate) fn filter_wants(swaps: u64) -> Wants {
+    let [even, odd] = &FILTER_STATE.wants;
+    // SAFETY: as above; any bytes are a value, and they are one word.
+    unsafe { core::ptr::from_ref(if swaps & 1 == 0 { even } else { odd }).read_volatile() }
 }
 
 /// The table after so many swaps.
@@ -90,29 +139,20 @@ pub(crate) fn filter_table(swaps: u64) -> Option<&'static Table> {
 /// How often a directory has been moved; None while one is.
 #[inline(always)]
 pub(crate) fn moves() -> Option<u64> {
-    let counts = MOVES.get_ptr_mut(0)?;
-    // SAFETY: a value of the map, of which only whole words are written; volatile, because another CPU may.
-    let [begun, ended] = unsafe { counts.read_volatile() };
-    (begun == ended).then_some(begun)
+    let begun = MOVES_BEGUN.load();
+    (begun == MOVES_ENDED.load()).then_some(begun)
 }
 
 /// A directory is going to be moved. The kernel has one move at a time.
 #[inline(always)]
 pub(crate) fn begin_move() {
-    if let Some(counts) = MOVES.get_ptr_mut(0) {
-        // SAFETY: nobody else writes it until the move is over.
-        unsafe { (*counts)[0] += 1 };
-    }
+    MOVES_BEGUN.store(MOVES_BEGUN.load() + 1);
 }
 
 /// It has been moved.
 #[inline(always)]
 pub(crate) fn end_move() {
-    if let Some(counts) = MOVES.get_ptr_mut(0) {
-        // SAFETY: as above.
-        let [begun, ended] = unsafe { &mut *counts };
-        *ended = *begun;
-    }
+    MOVES_ENDED.store(MOVES_BEGUN.load());
 }
 
 /// Where a directory of that name is remembered on this CPU. Only `do_filp_open` uses it, which does not interrupt itself.

@@ -6,32 +6,41 @@ use sensor_ebpf::{
 
 use crate::{
     kernel::{
-        DENTRY_D_FLAGS, DENTRY_D_NAME, DENTRY_D_PARENT, FS_STRUCT_PWD, FS_STRUCT_ROOT, MOUNT_MNT, MOUNT_MNT_CHILD,
-        MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_MOUNTS, MOUNT_MNT_NS, MOUNT_MNT_PARENT, NSPROXY_MNT_NS, TASK_FS,
-        TASK_NSPROXY, VFSMOUNT_MNT_ROOT, WALK_ROUNDS, constant, is_error, read, read_path,
+        Address, DENTRY_D_FLAGS, DENTRY_D_INLINE, DENTRY_D_NAME, DENTRY_D_PARENT, FS_STRUCT_PWD, FS_STRUCT_ROOT,
+        HAS_TASK_BTF, MOUNT_MNT, MOUNT_MNT_CHILD, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_MOUNTS, MOUNT_MNT_NS,
+        MountParts, TASK_FS, Typed, VFSMOUNT_MNT_ROOT, WALK_ROUNDS, constant, is_error, load, mount_parts,
+        path_at, read,
     },
-    record::{Builder, MOUNTED, Room},
+    record::{Builder, Kept, MOUNTED, Room},
     task,
 };
 
 /// `(vfsmount, dentry)`: where a walk begins.
 pub(crate) type Place = (u64, u64);
 
+/// Stands for the mount of a place that has no more components; no address of the kernel's.
+const WHOLE: u64 = 1;
 /// Rounds of the walk up from a directory that a name starts from, and of that above a mount's root. Deeper ones are cut
 /// and flagged.
 const SHORT: usize = 128;
+/// Components of a file that are read where the verifier knows its dentries; those above cost more.
+const NEAR: usize = 24;
 /// Mounts that may lie on each other at `/`: a container's root, on the host's, on the first one.
 const ROOTS: usize = 8;
 /// Mounts on a mount that are looked through for the one that covers a place. Beyond, it counts as covered.
 const CHILDREN: usize = 64;
+
+/// Where the parts of `d_name` stand in it: hash, length, address (include/linux/dcache.h).
+pub(crate) const LEN: usize = 4;
+pub(crate) const NAME: usize = 8;
 
 /// Where the walk stands.
 #[derive(Clone, Copy)]
 struct Cursor {
     /// `struct mount *`.
     mount: u64,
-    /// Root dentry of that mount.
-    root: u64,
+    /// Where that stands, and its root.
+    parts: MountParts,
     /// `struct dentry *`, in that mount.
     dentry: u64,
 }
@@ -57,13 +66,67 @@ pub(crate) fn put_path(record: Builder, (vfsmount, dentry): Place, depth: Depth,
         return record.flag(STATUS_DISCONNECTED);
     }
     let rounds = constant(&WALK_ROUNDS);
-    if let Some(rest) = pass(record, until, Cursor::new(vfsmount, dentry), rounds, 0)
+    if vfsmount != WHOLE
+        && let Some(rest) = pass(record, until, Cursor::new(vfsmount, dentry), rounds, 0)
         && (depth == Depth::Half || pass(record, until, rest, rounds, 0).is_some())
     {
         record.flag(STATUS_TOO_LONG);
     }
     record.end(Section::Path);
     flag_covered(record);
+}
+
+/// Appends the components of a place that the verifier knows, up to the root of its mount by a few instructions each; `kept`
+/// has where the others begin, if there are any.
+#[inline(always)]
+pub(crate) fn put_near(record: Builder, (vfsmount, mut dentry): Place, until: Room) {
+    let root: u64 = load(vfsmount, constant(&VFSMOUNT_MNT_ROOT));
+    let mount = vfsmount.wrapping_sub(constant(&MOUNT_MNT) as u64);
+    let mut kept = Kept { root, target: (vfsmount, dentry), ..record.kept() };
+    // Where a file system is mounted whole, nothing is above.
+    if load::<u64>(root, constant(&DENTRY_D_PARENT)) == root {
+        kept.root = 0;
+    }
+    for _ in 0..NEAR {
+        let parent: u64 = load(dentry, constant(&DENTRY_D_PARENT));
+        if dentry == root || parent == dentry || !put_name(record, until, dentry) {
+            break;
+        }
+        record.note_mounted(mount, dentry, load(dentry, constant(&DENTRY_D_FLAGS)));
+        dentry = parent;
+    }
+    kept.target.1 = dentry;
+    if dentry == root {
+        let below = layers(mount);
+        if below == 0 || below == 1 && record.put_component(until, 0, 0) {
+            record.note_mounted(mount, dentry, load(dentry, constant(&DENTRY_D_FLAGS)));
+            kept.target.0 = WHOLE;
+        }
+    }
+    record.keep(kept);
+}
+
+/// How many mounts are below this one, which covers their roots, down to the bottom of the task's mount namespace: none, one,
+/// or something else. One it is where the real root, or a container's, was put on the first.
+#[inline(always)]
+fn layers(mount: u64) -> u32 {
+    let (bottom, root) = task::bottom();
+    if mount == bottom {
+        return 0;
+    }
+    let parts = mount_parts(mount);
+    if parts.parent == bottom && parts.mountpoint == root { 1 } else { 2 }
+}
+
+/// Appends the name of a dentry that the verifier knows.
+#[inline(always)]
+fn put_name(record: Builder, until: Room, dentry: u64) -> bool {
+    let at = constant(&DENTRY_D_NAME);
+    let (len, name): (u32, u64) = (load(dentry, at + LEN), load(dentry, at + NAME));
+    if name != dentry + constant(&DENTRY_D_INLINE) as u64 {
+        return record.put_component(until, name, len);
+    }
+    record.put_inline(until, len, |word| load(dentry, constant(&DENTRY_D_INLINE) + 8 * word))
 }
 
 /// Appends the components above the root of the mount that the path is in. A bind mount leaves them out.
@@ -110,7 +173,7 @@ pub(crate) fn put_base(record: Builder, place: Place, section: Section, until: R
 #[inline(always)]
 pub(crate) fn put_cwd(record: Builder) {
     let fs: u64 = read(task::current(), constant(&TASK_FS));
-    put_base(record, read_path(fs, constant(&FS_STRUCT_PWD)), Section::Cwd, Room::Last);
+    put_base(record, path_at(Address, fs, constant(&FS_STRUCT_PWD)), Section::Cwd, Room::Last);
 }
 
 #[inline(always)]
@@ -169,20 +232,22 @@ fn is_covered(record: Builder, slot: usize) -> bool {
 /// Whether the task's root is another than that of its mount namespace.
 #[inline(always)]
 pub(crate) fn is_chrooted() -> bool {
-    let fs: u64 = read(task::current(), constant(&TASK_FS));
-    let (vfsmount, dentry) = read_path(fs, constant(&FS_STRUCT_ROOT));
-    let Cursor { mut mount, mut root, mut dentry } = Cursor::new(vfsmount, dentry);
+    let (vfsmount, dentry) = if constant(&HAS_TASK_BTF) != 0 {
+        path_at(Typed, load(task::typed(), constant(&TASK_FS)), constant(&FS_STRUCT_ROOT))
+    } else {
+        path_at(Address, read(task::current(), constant(&TASK_FS)), constant(&FS_STRUCT_ROOT))
+    };
+    let Cursor { mut mount, mut parts, mut dentry } = Cursor::new(vfsmount, dentry);
+    let (bottom, _) = task::bottom();
     for _ in 0..ROOTS {
-        if dentry != root {
+        if dentry != parts.root {
             return true;
         }
-        let parent: u64 = read(mount, constant(&MOUNT_MNT_PARENT));
-        if parent == mount {
+        if parts.parent == mount || mount == bottom {
             return false;
         }
-        dentry = read(mount, constant(&MOUNT_MNT_MOUNTPOINT));
-        mount = parent;
-        root = read(mount, constant(&MOUNT_MNT) + constant(&VFSMOUNT_MNT_ROOT));
+        (mount, dentry) = (parts.parent, parts.mountpoint);
+        parts = mount_parts(mount);
     }
     true
 }
@@ -191,20 +256,19 @@ impl Cursor {
     #[inline(always)]
     fn new(vfsmount: u64, dentry: u64) -> Self {
         let mount = vfsmount.wrapping_sub(constant(&MOUNT_MNT) as u64);
-        Self { mount, root: root_of(vfsmount), dentry }
+        Self { mount, parts: mount_parts(mount), dentry }
     }
 }
 
 /// Climbs until the walk ends, or returns where it stands after so many rounds. Flags are shifted by `shift`.
 #[inline(always)]
 fn pass(record: Builder, until: Room, start: Cursor, rounds: usize, shift: u32) -> Option<Cursor> {
-    let Cursor { mut mount, mut root, mut dentry } = start;
+    let Cursor { mut mount, mut parts, mut dentry } = start;
     let mut round = 0;
     while round < rounds {
         record.note_mounted(mount, dentry, read(dentry, constant(&DENTRY_D_FLAGS)));
-        if dentry == root {
-            let parent: u64 = read(mount, constant(&MOUNT_MNT_PARENT));
-            if parent == mount {
+        if dentry == parts.root {
+            if parts.parent == mount {
                 topmost(record, mount, shift);
                 return None;
             }
@@ -212,9 +276,8 @@ fn pass(record: Builder, until: Room, start: Cursor, rounds: usize, shift: u32) 
                 record.flag(STATUS_TOO_LONG << shift);
                 return None;
             }
-            dentry = read(mount, constant(&MOUNT_MNT_MOUNTPOINT));
-            mount = parent;
-            root = read(mount, constant(&MOUNT_MNT) + constant(&VFSMOUNT_MNT_ROOT));
+            (mount, dentry) = (parts.parent, parts.mountpoint);
+            parts = mount_parts(mount);
             record.set_crossed(1);
         } else {
             // struct qstr: hash and length in one word, then the pointer (include/linux/dcache.h).
@@ -232,15 +295,14 @@ fn pass(record: Builder, until: Room, start: Cursor, rounds: usize, shift: u32) 
         }
         round += 1;
     }
-    Some(Cursor { mount, root, dentry })
+    Some(Cursor { mount, parts, dentry })
 }
 
 /// Says to which mount namespace the topmost mount belongs.
 #[inline(always)]
 fn topmost(record: Builder, mount: u64, shift: u32) {
     let namespace: u64 = read(mount, constant(&MOUNT_MNT_NS));
-    let nsproxy: u64 = read(task::current(), constant(&TASK_NSPROXY));
-    let own: u64 = read(nsproxy, constant(&NSPROXY_MNT_NS));
+    let own = task::mount_namespace();
     if namespace == 0 {
         record.flag(STATUS_DETACHED << shift);
     } else if is_error(namespace) {

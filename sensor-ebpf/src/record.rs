@@ -12,6 +12,8 @@ use crate::{
     maps::{self, EVENTS, count_loss, next_sequence},
 };
 
+const _: () = assert!(size_of::<OpenRecord>().is_multiple_of(size_of::<u64>()), "a record is emptied by words");
+
 /// One record and the place where the next byte of its body goes.
 ///
 /// The position lives in the map's value, not in a register, so that the verifier forgets what it knew of it
@@ -31,6 +33,9 @@ pub(crate) struct Scratch {
     places: [(u64, u64); MOUNTED],
     kept: Kept,
 }
+
+/// Words of the longest name that stands in a dentry (`DNAME_INLINE_LEN` of include/linux/dcache.h: 32 to 40).
+const INLINE_WORDS: usize = 5;
 
 /// One more than the dentries with something mounted on them that are looked at: a power of two.
 pub(crate) const MOUNTED: usize = 4;
@@ -149,9 +154,14 @@ impl Builder {
         let new = Self { scratch: maps::scratch(hook)?, hook };
         new.empty();
         // SAFETY: the record is part of the scratch.
-        let record = unsafe { &raw mut (*new.scratch).record };
-        // SAFETY: as above; all-zero bytes are a record.
-        unsafe { core::ptr::write_bytes(record, 0, 1) };
+        let record = unsafe { &raw mut (*new.scratch).record }.cast::<u64>();
+        // Volatile, or the compiler makes a loop over bytes of it.
+        for word in 0..size_of::<OpenRecord>() / size_of::<u64>() {
+            // SAFETY: within the record.
+            let word = unsafe { record.add(word) };
+            // SAFETY: as above; all-zero bytes are a record.
+            unsafe { word.write_volatile(0) };
+        }
         Some(new)
     }
 
@@ -292,6 +302,31 @@ impl Builder {
             self.set_position(position as u32 + len);
         }
         self.end(Section::Args);
+    }
+
+    /// Appends a component of `len` bytes, of which `word` tells the words that they begin; false beyond the room `until`. For
+    /// names that stand in a dentry: what is behind their end is written over, or not handed on.
+    #[inline(always)]
+    pub(crate) fn put_inline(self, until: Room, len: u32, word: impl Fn(usize) -> u64) -> bool {
+        let position = self.position() as usize;
+        if position > until as usize || len as usize > 8 * INLINE_WORDS {
+            return false;
+        }
+        // The check above leaves room for a length and the longest name.
+        let at = self.body(position);
+        // SAFETY: two bytes of that room; without alignment, which this machine does not ask for.
+        unsafe { at.cast::<u16>().write_unaligned(len as u16) };
+        for nth in 0..INLINE_WORDS {
+            if len as usize <= 8 * nth {
+                break;
+            }
+            // SAFETY: as above.
+            let to = unsafe { at.add(COMPONENT_LEN + 8 * nth) };
+            // SAFETY: as above, eight bytes of it.
+            unsafe { to.cast::<u64>().write_unaligned(word(nth)) };
+        }
+        self.set_position(position as u32 + COMPONENT_LEN as u32 + len);
+        true
     }
 
     /// Appends a component of `len` bytes at kernel address `name`; false beyond the room `until` which it may begin.

@@ -24,10 +24,10 @@ pub const ALL: u8 = 15;
 /// Of a directory: the names of the files right in it count.
 pub const NAMES: u16 = 1 << 8;
 
-/// What the policies in force want.
-#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct Table {
+/// What the policies in force want, before any path counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct Wants {
     /// Classes of opens that are wanted at all, by outcome: success, denied, missing, other errors.
     pub wanted: [u8; 4],
     /// Classes of opens that pass whatever the path is.
@@ -36,6 +36,12 @@ pub struct Table {
     pub anywhere: u8,
     /// Explicit padding, zero.
     pub reserved: u16,
+}
+
+/// Of which paths.
+#[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Table {
     /// The keys: from the highest bit 48 of [`hash`], then [`NAMES`] of a directory, its classes, and those of a file's
     /// name in four bits each. Zero where nothing stands.
     pub names: [u64; SLOTS],
@@ -44,32 +50,26 @@ pub struct Table {
     pub devices: [u64; DEVICES],
 }
 
-/// Which table is in use; user space writes it.
+/// What is in use; user space writes it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct State {
-    swaps: u64,
-    forgets: u64,
+    /// Changes of what is in use so far: the lowest bit says which of two it is.
+    pub swaps: u64,
+    /// Grows with each change, and whenever what is remembered of before is not to be valid any more, in the upper half. Zero
+    /// before the first time, when nothing may be remembered.
+    pub epoch: u64,
+    /// The two of [`Wants`]; [`Table`]s are a map of their own.
+    pub wants: [Wants; 2],
 }
 
 impl State {
-    /// Changes of the table so far.
-    #[inline(always)]
-    #[must_use]
-    pub fn swaps(&self) -> u64 {
-        // SAFETY: a reference is valid to read; volatile, because user space writes it meanwhile.
-        unsafe { (&raw const self.swaps).read_volatile() }
-    }
-
-    /// Changes with either: what is remembered of before is not valid any more. None before the first time, when nothing may
-    /// be remembered.
-    #[inline(always)]
-    #[must_use]
-    pub fn generation(&self) -> Option<u64> {
-        // SAFETY: as above.
-        let forgets = unsafe { (&raw const self.forgets).read_volatile() };
-        (forgets != 0).then_some(self.swaps() << 32 | forgets & 0xffff_ffff)
-    }
+    /// That of a kernel to which nobody has said anything yet.
+    pub const NEW: Self = Self {
+        swaps: 0,
+        epoch: 0,
+        wants: [Wants { wanted: [ALL; 4], everything: ALL, anywhere: 0, reserved: 0 }; 2],
+    };
 }
 
 /// Of a device: it is known.

@@ -14,7 +14,9 @@ use sensor_ebpf::{Call, Hook, Part, STATUS_REQUESTED_UNTRUSTED, Section};
 use super::open::{AT_FDCWD, base, flag_chroot, put_dentry, put_file};
 use crate::{
     filter,
-    kernel::{FILE_OPEN_ROOT_ARGS, FILENAME_NAME, LINK_NAMES_IN_USER, PATH_MNT, constant, is_error, read},
+    kernel::{
+        Address, FILE_OPEN_ROOT_ARGS, FILENAME_NAME, LINK_NAMES_IN_USER, PATH_MNT, constant, is_error, read,
+    },
     maps,
     path::{Depth, Place, put_above, put_base, put_path, put_target, root_of},
     record::{Builder, Kept, Room, Source, Start},
@@ -128,7 +130,7 @@ fn do_file_open_root(ctx: FExitContext) -> i32 {
         && let Some(mut record) = Builder::of_call(Hook::DoHandleOpen)
     {
         record.empty();
-        let place = put_file(&mut record, file);
+        let place = put_file(&mut record, Address, file);
         put_place(record, place, None);
     }
     0

@@ -4,8 +4,8 @@ use sensor_ebpf::{CgroupRecord, Hook, Loss};
 
 use crate::{
     kernel::{
-        CGROUP_HIERARCHY, CGROUP_KN, CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID, CGROUP_SELF, CSS_CGROUP, CSS_PARENT,
-        KERNFS_NODE_NAME, cgroup_id, constant, read, read_text,
+        Address, CGROUP_HIERARCHY, CGROUP_KN, CGROUP_ROOT, CGROUP_ROOT_HIERARCHY_ID, CGROUP_SELF, CSS_CGROUP,
+        CSS_PARENT, KERNFS_NODE_NAME, cgroup_id, constant, read, read_text,
     },
     maps::{EVENTS, count_loss, next_sequence},
     task,
@@ -45,9 +45,9 @@ fn try_cgroup(cgroup: u64, hook: Hook) {
     let record = unsafe { &mut *record };
     task::describe(&mut record.header, hook);
     record.header.sequence = sequence;
-    record.id = cgroup_id(cgroup);
+    record.id = cgroup_id(Address, cgroup);
     let above: u64 = read(cgroup, constant(&CGROUP_SELF) + constant(&CSS_PARENT));
-    record.parent = cgroup_id(read(above, constant(&CSS_CGROUP)));
+    record.parent = cgroup_id(Address, read(above, constant(&CSS_CGROUP)));
     let node: u64 = read(cgroup, constant(&CGROUP_KN));
     read_text(read(node, constant(&KERNFS_NODE_NAME)), &mut record.name);
     entry.submit(0);

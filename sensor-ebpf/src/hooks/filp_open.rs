@@ -5,10 +5,12 @@ use sensor_ebpf::{Call, Hook, Loss, Part, Section};
 use super::open::{base, begin, flag_chroot, put_file};
 use crate::{
     filter,
-    kernel::{FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, constant, is_error, load, read},
+    kernel::{
+        FILENAME_NAME, OPEN_FLAGS_LOOKUP_FLAGS, OPEN_FLAGS_OPEN_FLAG, Typed, constant, is_error, load, read,
+    },
     maps::{RECORDER, count_loss, next_sequence},
-    path::{Depth, put_above, put_path, root_of},
-    record::{Kept, Room, Source, Start},
+    path::{Depth, put_above, put_near, put_path},
+    record::{Builder, Kept, Room, Source, Start},
 };
 
 /// -EAGAIN (include/uapi/asm-generic/errno-base.h).
@@ -66,28 +68,40 @@ fn returned(ctx: &FExitContext) -> u64 {
 
 #[inline(always)]
 fn report(ctx: &FExitContext, flags: u32, result: i32) -> Option<()> {
-    let dirfd: i32 = ctx.arg(0);
-    let filename: u64 = ctx.arg(1);
-    let file = returned(ctx);
-    let mut record = begin(Hook::DoFilpOpen, Call::Open, flags, result)?;
+    let record = begin(Hook::DoFilpOpen, Call::Open, flags, result)?;
     flag_chroot(record);
-    let name: u64 = read(filename, constant(&FILENAME_NAME));
-    let place = if result == 0 {
-        put_file(&mut record, file)
-    } else {
-        base(record, Start { dirfd, first: Source::Kernel(name).first() })
-    };
-    record.keep(Kept { name, root: root_of(place.0), result: i64::from(result), ..Kept::default() });
-    put_path(record, place, Depth::Whole, Room::Last);
-    let Kept { name, root, result, .. } = record.kept();
     if result == 0 {
-        put_above(record, root, Room::Last);
+        start_at_file(record, ctx.arg(3))
     } else {
+        start_at_base(record, ctx, result)
+    }
+    put_path(record, record.kept().target, Depth::Whole, Room::Last);
+    let Kept { name, root, result, .. } = record.kept();
+    if root != 0 {
+        put_above(record, root, Room::Last);
+    }
+    if result != 0 {
         // The kernel's own copy: the process cannot change it any more.
         record.put_requested(Source::Kernel(name), Section::Requested);
     }
     record.submit();
     Some(())
+}
+
+/// Keeps where the walk goes on.
+#[inline(always)]
+fn start_at_file(mut record: Builder, file: u64) {
+    let place = put_file(&mut record, Typed, file);
+    record.keep(Kept::default());
+    put_near(record, place, Room::Last);
+}
+
+/// Keeps where the requested name starts from, and that name.
+#[inline(always)]
+fn start_at_base(record: Builder, ctx: &FExitContext, result: i32) {
+    let name: u64 = load(ctx.arg(1), constant(&FILENAME_NAME));
+    let target = base(record, Start { dirfd: ctx.arg(0), first: Source::Kernel(name).first() });
+    record.keep(Kept { name, target, result: i64::from(result), ..Kept::default() });
 }
 
 /// Whether the lookup was to end where it would have had to wait. io_uring tries so first and then has a worker do it;

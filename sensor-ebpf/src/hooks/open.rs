@@ -3,9 +3,9 @@ use sensor_ebpf::{Call, Hook, Loss, STATUS_CHROOT, STATUS_DELETED, STATUS_PATH_I
 
 use crate::{
     kernel::{
-        DENTRY_D_HASH, DENTRY_D_INODE, DENTRY_D_PARENT, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_F_INODE, FILE_F_MODE,
-        FILE_F_PATH, FILES_STRUCT_FDT, FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE, INODE_I_NLINK,
-        INODE_I_SB, SUPER_BLOCK_S_DEV, TASK_FILES, TASK_FS, constant, read, read_path,
+        Address, DENTRY_D_HASH, DENTRY_D_INODE, DENTRY_D_PARENT, FDTABLE_FD, FDTABLE_MAX_FDS, FILE_F_INODE,
+        FILE_F_MODE, FILE_F_PATH, FILES_STRUCT_FDT, FS_STRUCT_PWD, FS_STRUCT_ROOT, INODE_I_INO, INODE_I_MODE,
+        INODE_I_NLINK, INODE_I_SB, Memory, SUPER_BLOCK_S_DEV, TASK_FILES, TASK_FS, constant, path_at, read,
     },
     maps::{count_loss, next_sequence},
     path::{Place, is_chrooted},
@@ -40,31 +40,31 @@ pub(super) fn flag_chroot(record: Builder) {
 
 /// Adds what `file`, a `struct file *`, is; returns where it stands.
 #[inline(always)]
-pub(super) fn put_file(record: &mut Builder, file: u64) -> Place {
-    let place = read_path(file, constant(&FILE_F_PATH));
-    record.record().mode = read(file, constant(&FILE_F_MODE));
-    put_inode(record, read(file, constant(&FILE_F_INODE)), place.1);
+pub(super) fn put_file<M: Memory>(record: &mut Builder, by: M, file: u64) -> Place {
+    let place = path_at(by, file, constant(&FILE_F_PATH));
+    record.record().mode = by.get(file, constant(&FILE_F_MODE));
+    put_inode(record, by, by.get(file, constant(&FILE_F_INODE)), place.1);
     place
 }
 
 /// Adds what the file of `dentry` is.
 #[inline(always)]
 pub(super) fn put_dentry(record: &mut Builder, dentry: u64) {
-    put_inode(record, read(dentry, constant(&DENTRY_D_INODE)), dentry);
+    put_inode(record, Address, read(dentry, constant(&DENTRY_D_INODE)), dentry);
 }
 
 #[inline(always)]
-fn put_inode(record: &mut Builder, inode: u64, dentry: u64) {
-    let superblock: u64 = read(inode, constant(&INODE_I_SB));
+fn put_inode<M: Memory>(record: &mut Builder, by: M, inode: u64, dentry: u64) {
+    let superblock: u64 = by.get(inode, constant(&INODE_I_SB));
     let fields = record.record();
-    fields.inode = read(inode, constant(&INODE_I_INO));
-    fields.inode_mode = read::<u16>(inode, constant(&INODE_I_MODE)) as u32;
-    fields.links = read(inode, constant(&INODE_I_NLINK));
-    fields.device = read(superblock, constant(&SUPER_BLOCK_S_DEV));
+    fields.inode = by.get(inode, constant(&INODE_I_INO));
+    fields.inode_mode = by.get::<u16>(inode, constant(&INODE_I_MODE)) as u32;
+    fields.links = by.get(inode, constant(&INODE_I_NLINK));
+    fields.device = by.get(superblock, constant(&SUPER_BLOCK_S_DEV));
     let no_links = fields.links == 0;
     // d_unlinked() of include/linux/dcache.h: `d_hash.pprev`, the second word, is NULL, and it is no root.
-    let pprev: u64 = read(dentry, constant(&DENTRY_D_HASH) + 8);
-    let parent: u64 = read(dentry, constant(&DENTRY_D_PARENT));
+    let pprev: u64 = by.get(dentry, constant(&DENTRY_D_HASH) + 8);
+    let parent: u64 = by.get(dentry, constant(&DENTRY_D_PARENT));
     if no_links || pprev == 0 && parent != dentry {
         record.flag(STATUS_DELETED);
     }
@@ -77,11 +77,11 @@ pub(super) fn base(record: Builder, Start { dirfd, first }: Start) -> Place {
     record.flag(STATUS_PATH_IS_BASE);
     let fs: u64 = read(task::current(), constant(&TASK_FS));
     if first == b'/' as u32 {
-        read_path(fs, constant(&FS_STRUCT_ROOT))
+        path_at(Address, fs, constant(&FS_STRUCT_ROOT))
     } else if dirfd == AT_FDCWD {
-        read_path(fs, constant(&FS_STRUCT_PWD))
+        path_at(Address, fs, constant(&FS_STRUCT_PWD))
     } else {
-        read_path(file_of(dirfd as u32), constant(&FILE_F_PATH))
+        path_at(Address, file_of(dirfd as u32), constant(&FILE_F_PATH))
     }
 }
 

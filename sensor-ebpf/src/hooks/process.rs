@@ -9,8 +9,9 @@ use super::open::{begin, flag_chroot, put_file};
 use crate::{
     filter,
     kernel::{
-        BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP, MM_ARG_END, MM_ARG_START, PROC_LEVEL, SIGNAL_STRUCT_LIVE,
-        TASK_GROUP_LEADER, TASK_MM, TASK_SIGNAL, TASK_START_BOOTTIME, TASK_TGID, TASK_THREAD_PID, constant, read,
+        Address, BINPRM_FILE, BINPRM_FILENAME, BINPRM_INTERP, MM_ARG_END, MM_ARG_START, PROC_LEVEL,
+        SIGNAL_STRUCT_LIVE, TASK_GROUP_LEADER, TASK_MM, TASK_SIGNAL, TASK_START_BOOTTIME, TASK_TGID,
+        TASK_THREAD_PID, constant, read,
     },
     maps::{self, EVENTS, count_loss, next_sequence},
     path::{Depth, put_cwd, put_path},
@@ -32,7 +33,7 @@ fn try_sched_process_exec(ctx: &BtfTracePointContext) -> Option<()> {
     let bprm: u64 = ctx.arg(2);
     let mut record = begin(Hook::SchedProcessExec, Call::Open, 0, 0)?;
     // What runs from here on; of a script, its interpreter.
-    let place = put_file(&mut record, read(bprm, constant(&BINPRM_FILE)));
+    let place = put_file(&mut record, Address, read(bprm, constant(&BINPRM_FILE)));
     flag_chroot(record);
     record.keep(Kept { file: bprm, ..Kept::default() });
     put_path(record, place, Depth::Whole, Room::First);

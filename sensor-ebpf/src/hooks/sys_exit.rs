@@ -8,7 +8,7 @@ use sensor_ebpf::{
 use super::open::{AT_FDCWD, base, begin, file_of, flag_chroot, put_file};
 use crate::{
     filter,
-    kernel::{FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read, read_user},
+    kernel::{Address, FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read, read_user},
     path::{Depth, put_above, put_base, put_path, root_of},
     record::{Builder, Kept, Room, Source, Start},
     task,
@@ -69,7 +69,7 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         base(record, from)
     } else {
         record.flag(STATUS_FD_RACE_POSSIBLE);
-        put_file(&mut record, file)
+        put_file(&mut record, Address, file)
     };
     let (dirfd, name) = call.target;
     let to = Start { dirfd, first: Source::User(name).first() };

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     filter,
-    kernel::{read, read_path},
+    kernel::{Address, path_at, read},
     maps,
     path::{Depth, put_above, put_path, root_of},
     record::{Kept, Room, Source},
@@ -37,7 +37,7 @@ fn vfs_truncate(ctx: FExitContext) -> i32 {
 
 #[inline(always)]
 fn try_vfs_truncate(ctx: &FExitContext) -> Option<()> {
-    let place = read_path(ctx.arg(0), 0);
+    let place = path_at(Address, ctx.arg(0), 0);
     let result: i32 = read(ctx.as_ptr() as u64, 2 * size_of::<u64>());
     let mut record = begin(Hook::VfsTruncate, Call::Truncate, 0, result)?;
     flag_chroot(record);

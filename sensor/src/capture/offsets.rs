@@ -46,6 +46,7 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("CRED_USER_NS", "cred", &["user_ns"]),
     ("USER_NAMESPACE_NS", "user_namespace", &["ns"]),
     ("MNT_NAMESPACE_NS", "mnt_namespace", &["ns"]),
+    ("MNT_NAMESPACE_ROOT", "mnt_namespace", &["root"]),
     ("MNT_NAMESPACE_EVENT", "mnt_namespace", &["event"]),
     ("TASK_TGID", "task_struct", &["tgid"]),
     ("TASK_THREAD_PID", "task_struct", &["thread_pid"]),

@@ -28,7 +28,9 @@ use sensor::{
 const OPENS: u32 = 500;
 const ROUNDS: usize = 7;
 /// Where things are, and how deep below it.
-const BASE: &str = "/tmp/cost";
+const BASE: &str = "/var/cost";
+/// The same on a mount of its own, as volumes are.
+const MOUNTED: &str = "/tmp/cost";
 const DEPTHS: [usize; 3] = [3, 8, 12];
 
 fn main() {
@@ -107,7 +109,10 @@ fn measure_all() {
         fs::write(&file, "").unwrap();
         fs::write(at(depth, "watched"), "").unwrap();
     }
+    fs::create_dir_all(MOUNTED).unwrap();
+    ["file", "watched"].iter().for_each(|name| fs::write(Path::new(MOUNTED).join(name), "").unwrap());
     let overlay = make_overlay();
+    let base_mounted = cost(&Path::new(MOUNTED).join("file"));
     let base: Vec<f64> = DEPTHS.iter().map(|depth| cost(&at(*depth, "file"))).collect();
     for (depth, base) in DEPTHS.iter().zip(&base) {
         say(&format!("nothing, {depth} deep"), *base, *base);
@@ -135,6 +140,8 @@ fn measure_all() {
     for (depth, base) in DEPTHS.iter().zip(&base) {
         say(&format!("hit, {depth} deep"), cost(&at(*depth, "watched")), *base);
     }
+    let mounted = Path::new(MOUNTED);
+    say("hit, 3 deep, on a mount of its own", cost(&mounted.join("watched")), base_mounted);
 }
 
 /// The first open in a directory after another was moved, of which all that is remembered is over.

@@ -18,10 +18,9 @@ use sensor::{
 };
 use sensor_ebpf::{
     decide::{Opened, Reason, passes, without_path},
-    table::{Table, classes},
+    table::{Wants, classes},
 };
 use world::{Fault, NAMES, World};
-use zerocopy::{FromBytes as _, IntoBytes as _};
 
 fn setting<T: FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.parse().ok()
@@ -111,7 +110,7 @@ struct Scene {
     world: World,
     set: Arc<PolicySet>,
     known: Known,
-    words: Vec<u64>,
+    wants: Wants,
     knows: Knows,
     /// Mount and dentry of the last open.
     last: (usize, usize),
@@ -121,7 +120,7 @@ impl Scene {
     fn new(rng: &mut Rng, knows: Knows, fault: Fault) -> Self {
         let world = World::random(rng, fault);
         let known = world.known();
-        let mut scene = Self { world, set: policies(rng), known, words: Vec::new(), knows, last: (0, 0) };
+        let mut scene = Self { world, set: policies(rng), known, wants: Wants::default(), knows, last: (0, 0) };
         scene.swap();
         scene
     }
@@ -155,9 +154,9 @@ impl Scene {
         if self.knows == Knows::Now {
             self.known = self.world.known();
         }
-        let now = table(&self.set.keys(&self.known));
-        if now != self.words {
-            self.words = now;
+        let (wants, words) = table(&self.set.keys(&self.known));
+        if (wants, &words) != (self.wants, &self.world.words) {
+            (self.wants, self.world.words) = (wants, words);
             self.world.swapped();
         }
     }
@@ -174,10 +173,9 @@ impl Scene {
         let flags = if is_directory { &[0, 0o10_000_000][..] } else { &[0, 0, 0o1, 0o2, 0x20, 0o10_000_000] };
         let flags = *rng.choice(flags).unwrap();
         let result = if rng.u8(..10) == 0 { -13 } else { 0 };
-        let table = Table::ref_from_bytes(self.words.as_bytes()).unwrap();
         let file = Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
-        let passed = without_path(table, classes(flags), result)
-            .unwrap_or_else(|| passes(&world, table, classes(flags), file));
+        let passed = without_path(self.wants, classes(flags), result)
+            .unwrap_or_else(|| passes(&world, self.wants, classes(flags), file));
         let operations = operations(flags, is_directory);
         let wanted = wants(&self.set, world, self.last, &operations, (result, self.knows));
         (passed, wanted.then(|| self.told(flags)))

@@ -5,8 +5,9 @@ use fastrand::Rng;
 use sensor::keys::{Known, Mounted};
 use sensor_ebpf::{
     decide::{Dentries, Kernel, Mount, Remembered, Valid},
-    table::WORDS,
+    table::{Table, WORDS},
 };
+use zerocopy::{FromBytes as _, IntoBytes as _};
 
 /// Names of files and directories; patterns are made of the same.
 pub(crate) const NAMES: &[&str] = &[
@@ -62,10 +63,11 @@ struct Mounting {
 pub(crate) struct World {
     dentries: Vec<Dentry>,
     mounts: Vec<Mounting>,
-    moves: Cell<u64>,
     event: Cell<u64>,
-    generation: Cell<u64>,
+    epoch: Cell<u64>,
     memory: Vec<Remembered>,
+    /// The keys in use.
+    pub(crate) words: Vec<u64>,
     fault: Fault,
 }
 
@@ -79,10 +81,10 @@ impl World {
         let mut world = Self {
             dentries: Vec::new(),
             mounts: Vec::new(),
-            moves: Cell::new(0),
             event: Cell::new(0),
-            generation: Cell::new(1),
+            epoch: Cell::new(1),
             memory: vec![Remembered::default(); 64],
+            words: Vec::new(),
             fault,
         };
         for device in 1..=3 {
@@ -123,7 +125,7 @@ impl World {
         self.dentries[what].parent = to;
         self.dentries[what].name = rng.choice(NAMES).unwrap().as_bytes().to_vec();
         if self.fault != Fault::Moves && self.dentries[what].is_directory {
-            self.moves.set(self.moves.get() + 1);
+            self.epoch.set(self.epoch.get() + 1);
         }
     }
 
@@ -163,7 +165,7 @@ impl World {
 
     pub(crate) fn swapped(&self) {
         if self.fault != Fault::Swaps {
-            self.generation.set(self.generation.get() + 1);
+            self.epoch.set(self.epoch.get() + 1);
         }
     }
 
@@ -297,12 +299,11 @@ impl<'a> Kernel for &'a World {
     }
 
     fn valid(&self) -> Option<Valid> {
-        Some(Valid {
-            moves: self.moves.get(),
-            generation: self.generation.get(),
-            namespace: OWN,
-            event: self.event.get(),
-        })
+        Some(Valid { epoch: self.epoch.get(), namespace: OWN, event: self.event.get() })
+    }
+
+    fn table(&self) -> Option<&Table> {
+        Table::ref_from_bytes(self.words.as_bytes()).ok()
     }
 
     fn memory(&self, hash: u32) -> Option<&Remembered> {
