@@ -40,6 +40,12 @@ pub enum Reason {
 /// Number of [`Reason`]s.
 pub const REASONS: usize = 7;
 
+impl Reason {
+    /// The word for each, in the order of the enumeration.
+    pub const WORDS: [&str; REASONS] =
+        ["everything", "name", "directory", "links", "failed", "unknown", "changed"];
+}
+
 /// What must be the same for that what is remembered of a directory still holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Valid {

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use crate::{capture::Filter, keys::Known, notice::Notices, policy::PolicySet};
+use crate::{capture::Filter, keys::Known, metrics::Metrics, notice::Notices, policy::PolicySet};
 
 /// How long the kernel may remember what a directory means. It is told of every change that matters; this bounds what
 /// nobody has thought of.
@@ -20,7 +20,7 @@ pub async fn follow(
     mut policies: watch::Receiver<Arc<PolicySet>>,
     mut known: watch::Receiver<Arc<Known>>,
     in_force: watch::Sender<Arc<PolicySet>>,
-    notices: Notices,
+    (metrics, notices): (Arc<Metrics>, Notices),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
     let mut ticks = tokio::time::interval(FORGET);
@@ -32,9 +32,14 @@ pub async fn follow(
             () = stop.cancelled() => return Ok(()),
             Ok(()) = policies.changed() => due = true,
             Ok(()) = known.changed() => due = true,
-            _ = ticks.tick() => if let Err(why) = filter.forget() {
-                notices.add("capture", "filter_unset", 1, why.to_string());
-            },
+            _ = ticks.tick() => {
+                if let Err(why) = filter.forget() {
+                    notices.add("capture", "filter_unset", 1, why.to_string());
+                }
+                for (counter, passed) in metrics.passed.iter().zip(filter.passed()) {
+                    counter.add(passed.saturating_sub(counter.get()));
+                }
+            }
         }
         if !due {
             continue;

@@ -82,7 +82,14 @@ pub async fn run(
         start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let (seen_for, judged_by) = watch::channel(policies.borrow().clone());
     let alerts = start_matcher(enriched, judged_by.clone(), &common, &mut tasks);
-    tasks.spawn(filter::follow(filter, policies, known, seen_for, notices.clone(), stop.clone()));
+    tasks.spawn(filter::follow(
+        filter,
+        policies,
+        known,
+        seen_for,
+        (metrics.clone(), notices.clone()),
+        stop.clone(),
+    ));
     if let Some(source) = config.policies_of_cluster()? {
         tasks.spawn(policy::watch_resources(source, resources, notices.clone()));
     }

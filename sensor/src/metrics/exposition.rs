@@ -9,6 +9,8 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use sensor_ebpf::decide::Reason;
+
 use super::{BOUNDS, Counter, Gauge, Histogram, Metrics};
 use crate::event::Missing;
 
@@ -72,8 +74,14 @@ impl Metrics {
         ]
     }
 
-    fn families(&self) -> [Family<'_, Counter>; 4] {
+    fn families(&self) -> [Family<'_, Counter>; 5] {
         [
+            Family {
+                name: "capture_passed",
+                help: "Opens that the kernel's filter let through, by what let them",
+                label: "reason",
+                series: Reason::WORDS.into_iter().zip(&self.passed).collect(),
+            },
             Family {
                 name: "enrich_events",
                 help: "Events by how much is known of who made them",
@@ -163,6 +171,7 @@ mod tests {
             "pathwatch_ship_alerts_total{outcome=\"fired\"} 0",
             "pathwatch_enrich_missing_total{what=\"pod\"} 0",
             "pathwatch_ship_delivery_seconds_bucket{le=\"+Inf\"} 0",
+            "pathwatch_capture_passed_total{reason=\"name\"} 0",
             "pathwatch_policy_in_force 0",
         ] {
             assert!(before.lines().any(|found| found == line), "{line} is not in\n{before}");

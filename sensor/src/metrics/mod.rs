@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use sensor_ebpf::decide::REASONS;
+
 pub use self::exposition::{CONTENT_TYPE, text};
 use crate::event::Missing;
 
@@ -90,6 +92,8 @@ pub struct Metrics {
     pub opens_lost: Counter,
     /// Records of processes and cgroups, not of opens, that the kernel could not hand over.
     pub processes_lost: Counter,
+    /// Opens that the kernel's filter let through, by [`Reason`](sensor_ebpf::decide::Reason), up to a second ago.
+    pub passed: [Counter; REASONS],
     /// Runs of a program that the kernel skipped because the same program was running on that CPU. Each may have been
     /// an open: an upper bound of what was lost so.
     pub skipped: Counter,
@@ -165,6 +169,7 @@ impl Metrics {
             captured = self.captured.get(),
             opens_lost = self.opens_lost.get(),
             processes_lost = self.processes_lost.get(),
+            passed = ?self.passed.each_ref().map(Counter::get),
             skipped = self.skipped.get(),
             undecodable = self.undecodable.get(),
             complete = self.complete.get(),

@@ -57,7 +57,11 @@ fn each_of_300_short_containers_has_its_own_open_and_no_other() {
         assert_eq!((&container.id, container.pod_uid.as_ref()), (&want.id, Some(&want.pod_uid)));
         assert!(event.moved_from.is_none() && !event.process.from_proc, "{event:#?}");
         // There is no API server to name the pod.
-        complete += usize::from(event.missing == [sensor::event::Missing::Pod]);
+        let is_complete = event.missing == [sensor::event::Missing::Pod];
+        if !is_complete {
+            println!("{event:#?}\n{}", pipeline.state());
+        }
+        complete += usize::from(is_complete);
     }
     println!("{} opens, each of its own container; all else known of {complete}", seen.len());
     assert_eq!(complete, CONTAINERS);

@@ -108,7 +108,8 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
     // The kernel lets through what the policy may want, and no more.
     let filter = capture.take_filter().unwrap();
     let (in_force, _) = watch::channel(Arc::default());
-    tokio::spawn(sensor::filter::follow(filter, policies, known, in_force.clone(), notices, stop.clone()));
+    let told = (metrics.clone(), notices);
+    tokio::spawn(sensor::filter::follow(filter, policies, known, in_force.clone(), told, stop.clone()));
     tokio::spawn(capture.run(stop.clone()));
     let handle = tokio::runtime::Handle::current();
     std::thread::spawn(move || handle.block_on(stage.run()));
