@@ -128,7 +128,8 @@ impl Kernel for Running {
     #[inline(always)]
     fn valid(&self) -> Option<Valid> {
         let (moves, epoch) = (maps::moves()?, maps::filter_epoch());
-        if epoch == 0 {
+        // What an open finds in the table before a swap it must not remember as of the epoch after it.
+        if epoch == 0 || maps::filter_swaps() != self.swaps {
             return None;
         }
         let namespace = task::mount_namespace();

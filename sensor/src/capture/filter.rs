@@ -82,6 +82,8 @@ impl Filter {
         if next.epoch != 0 {
             next.epoch += EPOCH;
         }
+        // First the swap, then the epoch: who sees the new epoch sees the new table.
+        self.write(State { epoch: 0, ..next })?;
         self.write(next)?;
         self.state = next;
         Ok(())
