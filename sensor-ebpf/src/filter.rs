@@ -1,8 +1,9 @@
 //! Whether what happens is worth a record; decided before anything is copied. `decide.rs` has the rules.
-use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns};
 use sensor_ebpf::{
-    Hook, Part,
+    Hook, Loss, Part,
     decide::{Dentries, Kernel, Mount, Opened, Reason, Remembered, Valid, passes, without_path},
+    share::take,
     table::{Table, WORDS, classes},
 };
 
@@ -10,9 +11,10 @@ use crate::{
     kernel::{
         Address, DENTRY_D_INLINE, DENTRY_D_NAME, DENTRY_D_PARENT, DENTRY_D_SB, FILE_F_INODE, FILE_F_PATH,
         HAS_TASK_BTF, INODE_I_NLINK, MNT_NAMESPACE_EVENT, MOUNT_MNT, MOUNT_MNT_NS, Memory, MountParts,
-        REPORT_SELF, SELF_TGID, SUPER_BLOCK_S_DEV, Typed, constant, load, mount_parts, path_at, read,
+        REPORT_SELF, SELF_TGID, SHARE_BURST, SHARE_INTERVAL, SUPER_BLOCK_S_DEV, Typed, constant, load,
+        mount_parts, path_at, read,
     },
-    maps::{self, count_fired, count_passed},
+    maps::{self, count_fired, count_loss, count_passed, next_sequence},
     path::{LEN, NAME},
     task,
 };
@@ -26,6 +28,28 @@ pub(crate) fn wanted(hook: Hook, part: Part) -> bool {
     }
     count_fired(hook, part);
     constant(&REPORT_SELF) != 0
+}
+
+/// Whether the cgroup of the current task has something left of its share. If not, the record that would be made is numbered
+/// and counted as lost, here and with the cgroup.
+#[inline(always)]
+pub(crate) fn admits(hook: Hook) -> bool {
+    let interval = constant(&SHARE_INTERVAL) as u64;
+    if interval == 0 {
+        return true;
+    }
+    // SAFETY: the helper has no preconditions.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let cgroup = task::cgroup();
+    let share = take(maps::share_full_at(cgroup), now, interval, constant(&SHARE_BURST) as u64);
+    if let Some(full_at) = share {
+        maps::set_share(cgroup, full_at);
+        return true;
+    }
+    maps::count_refused(cgroup);
+    next_sequence(hook);
+    count_loss(hook, Loss::Limited);
+    false
 }
 
 /// Whether some policy may want an open of `file`, a `struct file *` that the verifier knows as one; `result` is zero or a

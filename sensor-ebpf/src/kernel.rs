@@ -24,6 +24,8 @@ globals! {
     FILE_OPEN_ROOT_ARGS,
     /// Whether bpf_get_current_task_btf() is there: from 5.11.
     HAS_TASK_BTF,
+    /// Nanoseconds that a record takes of its cgroup's share, and how many records that is at once; zero for no limit.
+    SHARE_INTERVAL, SHARE_BURST,
     /// Rounds of one pass of the path walk; two passes are made.
     WALK_ROUNDS,
     /// Depth of the pid namespace that the sensor's /proc shows, and its inode; the initial one has depth zero.

@@ -6,6 +6,7 @@
 #![no_std]
 
 pub mod decide;
+pub mod share;
 pub mod table;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -141,10 +142,12 @@ pub enum Loss {
     Unreadable = 1,
     /// There was no memory in which to keep what a call had asked for until its end. Such a record has no number.
     NoMemory = 2,
+    /// Its cgroup had taken its share: see [`share`].
+    Limited = 3,
 }
 
 /// Number of [`Loss`] reasons.
-pub const LOSSES: usize = 3;
+pub const LOSSES: usize = 4;
 
 /// The walk stopped before the root: too deep or too long. The tail of the path is there.
 pub const STATUS_TOO_LONG: u32 = 1 << 0;

@@ -4,7 +4,7 @@ use core::cell::UnsafeCell;
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
     macros::map,
-    maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf},
+    maps::{Array, HashMap, LruHashMap, LruPerCpuHashMap, PerCpuArray, ProgramArray, RingBuf},
 };
 use sensor_ebpf::{
     HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
@@ -46,6 +46,8 @@ static SCRATCH_SCHED_PROCESS_EXEC: PerCpuArray<Scratch> = PerCpuArray::with_max_
 const CALLS: u32 = 1024;
 /// `BPF_F_NO_PREALLOC` of include/uapi/linux/bpf.h: memory is taken when it is needed.
 const NO_PREALLOC: u32 = 1;
+/// `BPF_NOEXIST` of the same.
+const NO_EXIST: u64 = 1;
 
 /// Records of calls under way, by thread: a thread is in one such call at a time.
 #[map]
@@ -77,6 +79,15 @@ static MOVES_ENDED: Word = Word::new();
 /// Opens that passed the filter, by [`Reason`].
 #[map]
 static PASSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
+
+/// Cgroups whose shares are counted; of more, those that were quiet longest begin anew.
+const SHARES_LEN: u32 = 4096;
+/// When cgroups, by their ids, have all of their share again.
+#[map]
+static SHARES: LruHashMap<u64, u64> = LruHashMap::with_max_entries(SHARES_LEN, 0);
+/// How many records they were refused.
+#[map]
+static REFUSED: LruPerCpuHashMap<u64, u64> = LruPerCpuHashMap::with_max_entries(SHARES_LEN, 0);
 
 /// Directories of which a CPU remembers what they mean to the filter: a power of two.
 const REMEMBERED_LEN: u32 = 1024;
@@ -161,6 +172,32 @@ pub(crate) fn remembered(name_hash: u32) -> Option<&'static Remembered> {
     let slot = REMEMBERED.get_ptr_mut(name_hash & (REMEMBERED_LEN - 1))?;
     // SAFETY: this CPU's slot, words of which any are a value; the one program that uses it is not run in the middle of itself.
     Some(unsafe { &*slot.cast::<Remembered>() })
+}
+
+/// When a cgroup has all of its share again; zero the first time.
+#[inline(always)]
+pub(crate) fn share_full_at(cgroup: u64) -> u64 {
+    // SAFETY: a value of the map, copied as one word.
+    unsafe { SHARES.get(cgroup) }.copied().unwrap_or(0)
+}
+
+/// The same from now on. If it cannot be kept, the share begins anew.
+#[inline(always)]
+pub(crate) fn set_share(cgroup: u64, full_at: u64) {
+    SHARES.insert(cgroup, full_at, 0).ok();
+}
+
+/// Counts a record that a cgroup was refused.
+#[inline(always)]
+pub(crate) fn count_refused(cgroup: u64) {
+    if REFUSED.get_ptr_mut(cgroup).is_none() {
+        // Another CPU may have done so meanwhile.
+        REFUSED.insert(cgroup, 0, NO_EXIST).ok();
+    }
+    if let Some(count) = REFUSED.get_ptr_mut(cgroup) {
+        // SAFETY: this CPU's value; a program in the middle of which another runs for the same cgroup may lose it one.
+        unsafe { *count += 1 };
+    }
 }
 
 /// Counts an open that passed the filter.

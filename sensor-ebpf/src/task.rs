@@ -174,7 +174,13 @@ fn inode_of_namespace<M: Memory>(by: M, namespace: u64, common: usize) -> u32 {
     by.get(namespace, common + constant(&NS_COMMON_INUM))
 }
 
-/// Id of the task's cgroup in the hierarchy that tells containers apart.
+/// Id of the current task's cgroup in the hierarchy that tells containers apart.
+#[inline(always)]
+pub(crate) fn cgroup() -> u64 {
+    if constant(&HAS_TASK_BTF) != 0 { cgroup_of(Typed, typed()) } else { cgroup_of(Address, current()) }
+}
+
+/// That of a task.
 #[inline(always)]
 fn cgroup_of<M: Memory>(by: M, task: u64) -> u64 {
     let set: u64 = by.get(task, constant(&TASK_CGROUPS));

@@ -16,9 +16,23 @@ pub struct Notice {
     pub lost: bool,
     /// How often, or how many records.
     pub count: u64,
+    /// The container that it is about, and `namespace/pod`.
+    pub whose: Option<Whose>,
     /// The latest instance, for a person.
     pub detail: String,
 }
+
+/// Whom a notice is about.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Whose {
+    /// The container's id.
+    pub container: String,
+    /// `namespace/pod`, once it is known.
+    pub pod: Option<String>,
+}
+
+/// Containers that are told apart in notices of one stage and reason; of more there is one notice.
+const APART: usize = 100;
 
 /// How often a notice that repeats is logged.
 const REPEAT: Duration = Duration::from_secs(10);
@@ -37,11 +51,11 @@ enum Reader {
     Ship,
 }
 
-type Coalesced = BTreeMap<(&'static str, &'static str), Notice>;
+type Coalesced = BTreeMap<(&'static str, &'static str, Option<Whose>), Notice>;
 
-/// The place where stages leave notices, coalesced by stage and reason: once for the log and once for the records.
+/// The place where stages leave notices, coalesced by stage, reason and container: once for the log and once for the records.
 ///
-/// Both are fixed words of this program, so it is bounded by construction, never blocks and never drops one:
+/// The first two are fixed words of this program and of containers there are [`APART`], so it is bounded by construction, never blocks and never drops one:
 /// the design had a bounded channel here, which would have to do one of the two.
 #[derive(Clone, Default)]
 pub struct Notices(Arc<Mutex<[Coalesced; 2]>>);
@@ -49,17 +63,29 @@ pub struct Notices(Arc<Mutex<[Coalesced; 2]>>);
 impl Notices {
     /// Adds `count` to the notices of this stage and reason.
     pub fn add(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
-        self.tell(Notice { stage, reason, lost: false, count, detail: detail.into() });
+        self.tell(Notice { stage, reason, lost: false, count, whose: None, detail: detail.into() });
     }
 
     /// The same of something that is lost; of how much, if that is known, and zero otherwise.
     pub fn lost(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
-        self.tell(Notice { stage, reason, lost: true, count, detail: detail.into() });
+        self.lost_of(None, stage, reason, count, detail);
+    }
+
+    /// The same of what was one container's.
+    pub fn lost_of(
+        &self,
+        whose: Option<Whose>,
+        stage: &'static str,
+        reason: &'static str,
+        count: u64,
+        detail: impl Into<String>,
+    ) {
+        self.tell(Notice { stage, reason, lost: true, count, whose, detail: detail.into() });
     }
 
     /// The same of what a record tells of in another way.
     pub fn log_only(&self, stage: &'static str, reason: &'static str, count: u64, detail: impl Into<String>) {
-        self.tell_readers(&Notice { stage, reason, lost: true, count, detail: detail.into() }, 1);
+        self.tell_readers(&Notice { stage, reason, lost: true, count, whose: None, detail: detail.into() }, 1);
     }
 
     fn tell(&self, notice: Notice) {
@@ -69,8 +95,10 @@ impl Notices {
     fn tell_readers(&self, notice: &Notice, how_many: usize) {
         let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         for notices in readers.iter_mut().take(how_many) {
-            let known = notices.entry((notice.stage, notice.reason));
-            let known = known.or_insert_with(|| Notice { count: 0, ..notice.clone() });
+            let apart = notices.len() < APART;
+            let whose = notice.whose.clone().filter(|_| apart);
+            let known = notices.entry((notice.stage, notice.reason, whose.clone()));
+            let known = known.or_insert_with(|| Notice { count: 0, whose, ..notice.clone() });
             known.count += notice.count;
             known.detail.clone_from(&notice.detail);
         }
@@ -107,10 +135,11 @@ impl Notices {
             logged.retain(|_, at| at.elapsed() < REPEAT);
             let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let [log, _] = &mut *readers;
-            let due: Vec<_> = log.extract_if(.., |kind, _| !logged.contains_key(kind)).collect();
+            let due: Vec<_> =
+                log.extract_if(.., |(stage, reason, _), _| !logged.contains_key(&(*stage, *reason))).collect();
             drop(readers);
-            for (kind, notice) in due {
-                logged.insert(kind, Instant::now());
+            for ((stage, reason, _), notice) in due {
+                logged.insert((stage, reason), Instant::now());
                 notice.log();
             }
         }

@@ -17,6 +17,17 @@ pub enum Observation {
     CgroupMade(CgroupMade),
     /// The cgroup of this id was removed.
     CgroupRemoved(u64),
+    /// Opens were not reported, because a cgroup had taken its share.
+    Refused(Refused),
+}
+
+/// Opens that the kernel side did not report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// Id of the cgroup; None if that is not known any more.
+    pub cgroup_id: Option<u64>,
+    /// How many.
+    pub count: u64,
 }
 
 /// A process and when it started, which together are never used again.

@@ -217,6 +217,10 @@ pub(super) fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> 
         return 0;
     }
     let Some(mut record) = Builder::of_call(hook) else { return 0 };
+    if !filter::admits(hook) {
+        maps::end_call();
+        return 0;
+    }
     let returned: i32 = read(ctx.as_ptr() as u64, args * size_of::<u64>());
     let fields = record.record();
     fields.result = returned.min(0);

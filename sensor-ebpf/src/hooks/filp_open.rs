@@ -26,6 +26,7 @@ fn do_filp_open(ctx: FExitContext) -> i32 {
     if is_final(&ctx, flags, result)
         && filter::wants_open(ctx.arg(3), flags, result)
         && filter::wanted(Hook::DoFilpOpen, Part::Exit)
+        && filter::admits(Hook::DoFilpOpen)
     {
         // A program of its own: the verifier of 5.10 does not accept both in one.
         // SAFETY: the context is this run's, and does not come back unless there is no such program.

@@ -57,6 +57,9 @@ fn try_sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     let regs: u64 = ctx.arg(0);
     let result: i64 = ctx.arg(1);
     let call = call(regs)?;
+    if !filter::admits(Hook::SysExit) {
+        return None;
+    }
     let opened = call.what as u32 == What::Open as u32 && result >= 0;
     // Zero also when another thread closed the descriptor before the call returned: the name is all there is then.
     let file = if opened { file_of(result as u32) } else { 0 };

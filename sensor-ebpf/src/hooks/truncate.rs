@@ -30,7 +30,9 @@ const FIRST: usize = 112;
 fn vfs_truncate(ctx: FExitContext) -> i32 {
     if filter::wanted(Hook::VfsTruncate, Part::Exit) {
         maps::end_call();
-        try_vfs_truncate(&ctx);
+        if filter::admits(Hook::VfsTruncate) {
+            try_vfs_truncate(&ctx);
+        }
     }
     0
 }

@@ -50,6 +50,8 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Err
     let types = Types::of_this_kernel()?;
     let mut globals = offsets::look_up(&types)?;
     globals.extend(hooks::globals(&types));
+    let interval = 1_000_000_000_u32.checked_div(config.share.rate).unwrap_or(0);
+    globals.extend([("SHARE_INTERVAL", interval), ("SHARE_BURST", config.share.burst)]);
     globals.extend([("WALK_ROUNDS", config.walk_rounds), ("CGROUP_HIERARCHY", hierarchy.number)]);
     if let Some(controller) = hierarchy.controller {
         let name = format!("{controller}_cgrp_id");

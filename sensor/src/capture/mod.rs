@@ -10,6 +10,7 @@ mod names;
 mod offsets;
 pub mod replay;
 mod selftest;
+mod shares;
 
 use std::{
     os::fd::{AsFd as _, AsRawFd as _, RawFd},
@@ -32,6 +33,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 pub use self::filter::{Filter, table};
+use self::shares::Shares;
 use self::{decode::Decoder, load::Loaded};
 use crate::{
     event::{CaptureMode, Operation},
@@ -39,7 +41,7 @@ use crate::{
     memory,
     metrics::Metrics,
     notice::Notices,
-    observation::Observation,
+    observation::{Observation, Refused},
 };
 
 /// Events between capture and enrich. When it is full, the ring fills, and then the kernel counts.
@@ -49,7 +51,7 @@ const QUEUE: usize = 8192;
 const ACCOUNT: Duration = Duration::from_secs(1);
 
 /// Reasons of `sensor_ebpf::Loss`, in its order, as notices and metrics name them.
-const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable", "no_memory"];
+const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable", "no_memory", "limited"];
 
 /// How to look for opens.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -62,6 +64,8 @@ pub struct Config {
     /// Leave out the sensor's own opens. Tests turn it off to watch themselves.
     #[serde(skip)]
     pub skip_self: bool,
+    /// How many records one cgroup may cause: a storm in one pod must not blind the node to the others.
+    pub share: Share,
     /// Rounds of each of the two passes of the path walk: how many components and mounts a path may have, halved.
     /// Tests take fewer, because the verifier's time grows with them.
     #[serde(skip)]
@@ -73,7 +77,30 @@ impl Default for Config {
         // 8 MiB hold some 25,000 ordinary records: half a second of a busy node.
         // Two passes of 1,024 reach the 2,047 components that 4,096 bytes can hold; the verifiers of 5.10 to 7.3
         // accept it.
-        Self { mode: Mode::Auto, ring: ByteSize::mib(8), skip_self: true, walk_rounds: 1024 }
+        Self {
+            mode: Mode::Auto,
+            ring: ByteSize::mib(8),
+            share: Share::default(),
+            skip_self: true,
+            walk_rounds: 1024,
+        }
+    }
+}
+
+/// What one cgroup may take of the node's attention; what goes beyond is counted, and told as a loss of that pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Share {
+    /// Records a second; 0 for no limit.
+    pub rate: u32,
+    /// How many may come at once.
+    pub burst: u32,
+}
+
+impl Default for Share {
+    fn default() -> Self {
+        // More than ordinary work does with watched files; a burst leaves room in the ring for others.
+        Self { rate: 2_000, burst: 20_000 }
     }
 }
 
@@ -83,6 +110,12 @@ impl Config {
     /// # Errors
     /// Names the setting and what it may be.
     pub fn check(&self) -> Result<(), String> {
+        let (rate, burst) = (self.share.rate, self.share.burst);
+        if rate > 1_000_000 || rate > 0 && !(1..=1_000_000).contains(&burst) {
+            return Err(format!(
+                "capture.share is {rate} records a second and {burst} at once; it must be 1 to 1000000 of both, such as 2000 and 20000, or a rate of 0 for no limit"
+            ));
+        }
         let bytes = self.ring.as_u64();
         if bytes.is_power_of_two() && (4096..=1 << 30).contains(&bytes) {
             return Ok(());
@@ -160,6 +193,9 @@ struct Reader {
     ring: AsyncFd<RingBuf<MapData>>,
     losses: PerCpuArray<MapData, u64>,
     sequences: PerCpuArray<MapData, u64>,
+    shares: Shares,
+    /// What could not be handed on yet.
+    refused: Vec<Refused>,
     decoder: Decoder,
     seen: Seen,
     metrics: Arc<Metrics>,
@@ -189,6 +225,7 @@ impl Capture {
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
         let Loaded { bpf: mut programs, recorder, filter, mode, unseen } = load::load(config, hierarchy)?;
         memory::give_back();
+        let shares = Shares::new(&mut programs)?;
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
         let ring = RingBuf::try_from(map("EVENTS")?).map_err(|why| Error::Load("EVENTS", why.into()))?;
         let mut counters = |name| PerCpuArray::try_from(map(name)?).map_err(|why| Error::Load(name, why.into()));
@@ -203,7 +240,19 @@ impl Capture {
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
         let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0, processes_skipped: 0 };
-        let reader = Reader { attached, ring, losses, sequences, decoder, seen, metrics, notices, events };
+        let reader = Reader {
+            attached,
+            ring,
+            losses,
+            sequences,
+            shares,
+            refused: Vec::new(),
+            decoder,
+            seen,
+            metrics,
+            notices,
+            events,
+        };
         Ok((Self { programs, recorder, unseen, filter: Some(filter), reader }, receiver))
     }
 
@@ -253,6 +302,15 @@ impl Capture {
         // Nothing is added any more, so this drain ends with the ring and needs no second stop.
         reader.drain(&CancellationToken::new()).await;
         reader.count_losses();
+        let rest: u64 = reader.refused.iter().map(|refused| refused.count).sum();
+        if rest > 0 {
+            reader.notices.lost(
+                "capture",
+                "limited",
+                rest,
+                "at the end nobody asked any more whose opens they were",
+            );
+        }
         Ok(())
     }
 }
@@ -313,6 +371,7 @@ impl Reader {
     }
 
     fn try_count_losses(&mut self) -> Result<(), aya::maps::MapError> {
+        let mut limited = 0;
         for (slot, seen) in self.seen.lost.iter_mut().enumerate() {
             let new = growth(&self.losses, slot, seen)?;
             if new > 0 && slot / LOSSES >= OPEN_HOOKS {
@@ -323,6 +382,10 @@ impl Reader {
                     // It had no number yet.
                     self.metrics.numbered.add(new);
                 }
+                if slot % LOSSES == Loss::Limited as usize {
+                    limited += new;
+                    continue;
+                }
                 self.notices.lost("capture", reason, new, format!("{new} opens were not reported by the kernel"));
             }
         }
@@ -331,6 +394,12 @@ impl Reader {
             if slot < OPEN_HOOKS {
                 self.metrics.numbered.add(new);
             }
+        }
+        self.refused.extend(self.shares.look(limited)?);
+        // Enrichment knows whose they are; if it has no room now, it is told later.
+        while let (Some(refused), Ok(room)) = (self.refused.last(), self.events.try_reserve()) {
+            room.send(Observation::Refused(*refused));
+            self.refused.pop();
         }
         Ok(())
     }

@@ -44,8 +44,8 @@ use crate::{
     hierarchy::Hierarchy,
     keys::Known,
     metrics::Metrics,
-    notice::Notices,
-    observation::{Identity, Observation},
+    notice::{Notices, Whose},
+    observation::{Identity, Observation, Refused},
     policy::{Namespace, PolicySet, names},
 };
 
@@ -236,11 +236,25 @@ impl Enrich {
                     self.stale = true;
                 }
             }
+            Observation::Refused(refused) => self.tell_refused(refused),
             Observation::CgroupRemoved(id) => {
                 self.cgroups.removed(id, Instant::now());
                 self.stale = true;
             }
         }
+    }
+
+    /// Says whose opens were not reported.
+    fn tell_refused(&mut self, Refused { cgroup_id, count }: Refused) {
+        let home = cgroup_id.and_then(|id| home_of(self.cgroups.look_up(id, None)));
+        let place = home.map(|home| self.pods.place(&home, &self.policies.borrow()).0).unwrap_or_default();
+        let pod = place.pod.map(|pod| format!("{}/{}", pod.namespace, pod.name));
+        let whose = place.container.map(|container| Whose { container: container.id.clone(), pod: pod.clone() });
+        let path =
+            cgroup_id.and_then(|id| self.cgroups.path(id)).map_or("unknown".to_owned(), |path| path.to_string());
+        let who = pod.map_or_else(|| format!("cgroup {path}"), |pod| format!("pod {pod}"));
+        let detail = format!("{count} opens by {who} were not reported: it has taken its share (capture.share)");
+        self.notices.lost_of(whose, "capture", "limited", count, detail);
     }
 
     /// What is known of the opener by now, and its containers.

@@ -112,7 +112,8 @@ impl Book {
         let mut ledger = Ledger::new(&rows);
         if let Some(alive) = spool.alive() {
             let detail = "no sensor ran on this node; what was opened meanwhile is not known".to_owned();
-            let down = Notice { stage: "sensor", reason: "sensor_down", lost: true, count: 0, detail };
+            let down =
+                Notice { stage: "sensor", reason: "sensor_down", lost: true, count: 0, whose: None, detail };
             ledger.lose(&down, Some(alive.min(now.time)), now.time);
         }
         // Nodes that start together do not speak together.

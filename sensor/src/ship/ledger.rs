@@ -227,9 +227,11 @@ impl Ledger {
 
     /// A stage has lost something that is no alert.
     pub(super) fn lose(&mut self, notice: &Notice, since: Option<Timestamp>, now: Timestamp) {
-        let kind = Kind { stage: notice.stage.to_owned(), reason: notice.reason.to_owned(), ..Kind::default() };
-        let loss = self.row(kind, now);
+        let (stage, reason) = (notice.stage.to_owned(), notice.reason.to_owned());
+        let container = notice.whose.as_ref().map(|whose| whose.container.clone());
+        let loss = self.row(Kind { stage, reason, policy: None, container }, now);
         loss.count += notice.count;
+        loss.subject = notice.whose.as_ref().and_then(|whose| whose.pod.clone());
         loss.first = loss.first.min(since.unwrap_or(now));
         loss.last = loss.last.max(now);
         cut(&notice.detail, DETAIL_BYTES).clone_into(&mut loss.detail);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use sensor::{
-    capture::{Capture, Config, Error, Mode},
+    capture::{Capture, Config, Error, Mode, Share},
     event::{CaptureMode, Event, Name},
     hierarchy::Hierarchy,
     metrics::Metrics,
@@ -53,8 +53,16 @@ impl Watch {
 
     /// One of its own, which accounts for all that was lost.
     pub(crate) fn start(mode: Mode, walk_rounds: u32) -> Result<Self, Error> {
+        Self::configured(Config { mode, skip_self: false, walk_rounds, ..Config::default() })
+    }
+
+    /// One of its own, in which each cgroup has this share.
+    pub(crate) fn sharing(mode: Mode, share: Share) -> Self {
+        Self::configured(Config { mode, skip_self: false, walk_rounds: 16, share, ..Config::default() }).unwrap()
+    }
+
+    fn configured(config: Config) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::default());
-        let config = Config { mode, skip_self: false, walk_rounds, ..Config::default() };
         let (capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
         let mode = capture.mode();
         let stop = CancellationToken::new();
@@ -172,7 +180,8 @@ pub(crate) fn in_each_mode_alone(walk_rounds: u32, case: impl Fn(&dyn Fn() -> Wa
     in_modes(|mode, directory| case(&|| Watch::start(mode, walk_rounds).unwrap(), directory));
 }
 
-fn in_modes(case: impl Fn(Mode, &Path)) {
+/// Runs `case` once with each mode, in a fresh directory each.
+pub(crate) fn in_modes(case: impl Fn(Mode, &Path)) {
     let _entered = runtime().enter();
     for mode in modes() {
         let directory = tempfile::tempdir().unwrap();

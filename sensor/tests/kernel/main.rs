@@ -5,6 +5,7 @@
 #![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
 mod process;
 mod prototypes;
+mod share;
 #[path = "../common/watch.rs"]
 mod watch;
 

@@ -53,7 +53,10 @@ fn a_process_is_told_with_its_maker_its_program_and_its_end() {
                 Observation::Fork(Fork { child: process, .. })
                 | Observation::Exec(Exec { process, .. })
                 | Observation::Exit(process) => process.pid == pid,
-                Observation::Open(_) | Observation::CgroupMade(_) | Observation::CgroupRemoved(_) => false,
+                Observation::Open(_)
+                | Observation::CgroupMade(_)
+                | Observation::CgroupRemoved(_)
+                | Observation::Refused(_) => false,
             })
             .collect();
         let [Observation::Fork(fork), Observation::Exec(exec), Observation::Exit(exit)] = of_it[..] else {
@@ -157,7 +160,8 @@ fn a_process_of_many_threads_ends_once() {
                 Observation::Open(_)
                 | Observation::Exec(_)
                 | Observation::CgroupMade(_)
-                | Observation::CgroupRemoved(_) => false,
+                | Observation::CgroupRemoved(_)
+                | Observation::Refused(_) => false,
             })
             .collect();
         assert!(told.is_empty(), "a thread is no process: {told:?}");
@@ -243,7 +247,11 @@ fn a_cgroup_is_told_at_its_birth_and_its_end_with_the_id_that_opens_carry() {
                 Observation::CgroupMade(CgroupMade { id, .. }) | Observation::CgroupRemoved(id) => {
                     ids.contains(id)
                 }
-                Observation::Open(_) | Observation::Exec(_) | Observation::Fork(_) | Observation::Exit(_) => false,
+                Observation::Open(_)
+                | Observation::Exec(_)
+                | Observation::Fork(_)
+                | Observation::Exit(_)
+                | Observation::Refused(_) => false,
             })
             .collect();
         let root = fs::metadata(&hierarchy.root).unwrap().ino();

@@ -84,6 +84,7 @@ fn records_are_what_is_committed() {
         reason: "kafka_degraded",
         lost: false,
         count: 3,
+        whose: None,
         detail: "no broker answers".to_owned(),
     };
     let said = [
