@@ -8,7 +8,7 @@
 //! been moved, the mount namespace has not changed and the keys are the same.
 use core::cell::Cell;
 
-use crate::table::{ALL, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start};
+use crate::table::{ANYWHERE, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start};
 
 /// Most directories above a file, up to the root of its file system, that are looked at; of a deeper one every open passes.
 pub const DEPTH: usize = 24;
@@ -165,7 +165,7 @@ fn hash_of<D: Dentries>(dentries: &D, dentry: u64) -> u64 {
 }
 
 /// What everything passes for that nobody knows.
-const UNKNOWN: u16 = 1 << 9;
+const UNKNOWN: u32 = 1 << 9;
 
 /// Which of [`Table::wanted`] is about this result, zero or a negative errno.
 #[inline(always)]
@@ -214,7 +214,7 @@ pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) ->
                 && known.namespace.get() == valid.namespace
                 && known.event.get() == valid.event
             {
-                known.meaning.get() as u16
+                known.meaning.get()
             } else {
                 known.epoch.set(0);
                 known.dentry.set(directory);
@@ -231,26 +231,26 @@ pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) ->
     if meaning & UNKNOWN != 0 {
         return Some(Reason::Unknown);
     }
-    if meaning as u8 & classes != 0 {
+    if wants.include(meaning, classes) {
         return Some(Reason::Directory);
     }
-    if meaning & NAMES == 0 && wants.anywhere == 0 {
+    if meaning & NAMES == 0 && wants.flags & ANYWHERE == 0 {
         return None;
     }
     let Some(table) = kernel.table() else { return Some(Reason::Unknown) };
-    (of_file(table.key(hash_of(&near, file.dentry))) & classes != 0).then_some(Reason::Name)
+    wants.include(of_file(table.key(hash_of(&near, file.dentry))), classes).then_some(Reason::Name)
 }
 
 /// Looks at the names above the file, and remembers what they mean if that is so for all files in the directory.
 #[inline(always)]
-fn learn<K: Kernel>(kernel: &K, file: Opened, known: &Remembered, epoch: u64) -> u16 {
+fn learn<K: Kernel>(kernel: &K, file: Opened, known: &Remembered, epoch: u64) -> u32 {
     let (meaning, namespace) = look(kernel, file);
     let still = kernel.valid().is_some_and(|valid| {
         valid.epoch == epoch && valid.namespace == known.namespace.get() && valid.event == known.event.get()
     });
     // Only of what is mounted in the opener's own namespace it is told when that changes.
     if still && meaning & UNKNOWN == 0 && namespace == known.namespace.get() {
-        known.meaning.set(u32::from(meaning));
+        known.meaning.set(meaning);
         known.epoch.set(epoch);
     }
     meaning
@@ -259,7 +259,7 @@ fn learn<K: Kernel>(kernel: &K, file: Opened, known: &Remembered, epoch: u64) ->
 /// What the names above the file mean to it, and the namespace in which this is so for all files in its directory: zero if
 /// it is not.
 #[inline(never)]
-fn look<K: Kernel>(kernel: &K, file: Opened) -> (u16, u64) {
+fn look<K: Kernel>(kernel: &K, file: Opened) -> (u32, u64) {
     let Some(table) = kernel.table() else { return (UNKNOWN, 0) };
     let near = kernel.near();
     let mut meaning = above::<_, DEPTH>(&near, table, near.parent(file.dentry));
@@ -280,7 +280,7 @@ fn look<K: Kernel>(kernel: &K, file: Opened) -> (u16, u64) {
         // A file may be mounted on a file: then it is called as that is.
         is_file = is_file && dentry == here.root;
         if is_file {
-            meaning |= u16::from(of_file(table.key(hash_of(&far, here.mountpoint))));
+            meaning |= of_file(table.key(hash_of(&far, here.mountpoint)));
         }
         meaning |= above::<_, MOUNT_DEPTH>(&far, table, here.mountpoint);
         (dentry, mount) = (here.mountpoint, here.parent);
@@ -291,7 +291,7 @@ fn look<K: Kernel>(kernel: &K, file: Opened) -> (u16, u64) {
 
 /// What a directory's name, and those of all above it in its file system, mean to the files in it.
 #[inline(never)]
-fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, directory: u64) -> u16 {
+fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, directory: u64) -> u32 {
     let mut meaning = 0;
     let mut dentry = directory;
     for level in 0..LEVELS {
@@ -305,7 +305,7 @@ fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, director
         }
         let key = of_directory(table.key(hash_of(dentries, dentry)));
         // In which directory a file is right in matters to its own name only.
-        meaning |= if level == 0 { key } else { key & ALL as u16 };
+        meaning |= if level == 0 { key } else { key & !NAMES };
         // What kubelet calls a generation of a volume is not part of the path by which its files are known.
         if level == 0 && is_hidden_twice(dentries, dentry) {
             meaning |= NAMES;

@@ -4,8 +4,10 @@ use sensor_ebpf::{
     Hook, Loss, Part,
     decide::{Dentries, Kernel, Mount, Opened, Reason, Remembered, Valid, passes, without_path},
     share::take,
-    table::{Table, WORDS, classes},
+    table::{HOST, Table, WORDS, Wants, classes},
 };
+
+use zerocopy::transmute;
 
 use crate::{
     kernel::{
@@ -41,9 +43,7 @@ pub(crate) fn admits(hook: Hook) -> bool {
     // SAFETY: the helper has no preconditions.
     let now = unsafe { bpf_ktime_get_boot_ns() };
     let cgroup = task::cgroup();
-    let share = take(maps::share_full_at(cgroup), now, interval, constant(&SHARE_BURST) as u64);
-    if let Some(full_at) = share {
-        maps::set_share(cgroup, full_at);
+    if maps::in_share(cgroup, |full_at| take(full_at, now, interval, constant(&SHARE_BURST) as u64)) {
         return true;
     }
     maps::count_refused(cgroup);
@@ -52,23 +52,71 @@ pub(crate) fn admits(hook: Hook) -> bool {
     false
 }
 
+/// What is asked about an open.
+#[derive(Clone, Copy)]
+pub(crate) struct Asked {
+    swaps: u64,
+    wants: Wants,
+}
+
+/// What policies want of the current task; None if that is nothing.
+#[inline(always)]
+pub(crate) fn ask() -> Option<Asked> {
+    let swaps = maps::filter_swaps();
+    let wants = wants(swaps);
+    (wants.any(u8::MAX) || maps::filter_swaps() != swaps).then_some(Asked { swaps, wants })
+}
+
 /// Whether some policy may want an open of `file`, a `struct file *` that the verifier knows as one; `result` is zero or a
 /// negative errno.
 #[inline(always)]
-pub(crate) fn wants_open(file: u64, flags: u32, result: i32) -> bool {
-    let swaps = maps::filter_swaps();
-    let reason = why(swaps, file, flags, result);
+pub(crate) fn wants_open(asked: Asked, file: u64, flags: u32, result: i32) -> bool {
+    let reason = why(asked, file, flags, result);
     // A table that is no longer in use is being written over.
-    let reason = if maps::filter_swaps() == swaps { reason } else { Some(Reason::Changed) };
+    let reason = if maps::filter_swaps() == asked.swaps { reason } else { Some(Reason::Changed) };
     if let Some(reason) = reason {
         count_passed(reason);
     }
     reason.is_some()
 }
 
+/// Whether some policy may want a call that is no open, or of which it is not known yet what it opens, by its classes.
 #[inline(always)]
-fn why(swaps: u64, file: u64, flags: u32, result: i32) -> Option<Reason> {
-    let (wants, classes) = (maps::filter_wants(swaps), classes(flags));
+pub(crate) fn wants_call(classes: u8) -> bool {
+    let swaps = maps::filter_swaps();
+    wants(swaps).any(classes) || maps::filter_swaps() != swaps
+}
+
+/// What is wanted of the current task.
+#[inline(always)]
+fn wants(swaps: u64) -> Wants {
+    transmute!(wants_word(swaps))
+}
+
+/// The same as one word. A function of its own, so that the verifier does not follow what comes after it once for each place
+/// that a cgroup may stand in.
+#[inline(never)]
+fn wants_word(swaps: u64) -> u64 {
+    let cgroup = task::cgroup_at_once();
+    let known = cgroup.and_then(|id| maps::cgroups(swaps).wants(id));
+    transmute!(known.unwrap_or_else(|| maps::filter_wants(swaps)))
+}
+
+/// A task goes from one cgroup to another. Policies judge it by both if it was in a container, and then the other may be any; one of
+/// the host is where it has gone, as is what a runtime starts.
+#[inline(always)]
+pub(crate) fn moves(from: u64, to: u64) {
+    let is_host = |wants: Wants| wants.flags & HOST != 0;
+    let stays = from == to
+        || maps::cgroups(maps::filter_swaps()).wants(from).is_some_and(is_host) && !maps::is_stray(from);
+    if !stays {
+        maps::stray(to);
+    }
+}
+
+#[inline(always)]
+fn why(Asked { swaps, wants }: Asked, file: u64, flags: u32, result: i32) -> Option<Reason> {
+    let classes = classes(flags);
     if let Some(decided) = without_path(wants, classes, result) {
         return decided;
     }

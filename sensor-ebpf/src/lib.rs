@@ -5,6 +5,7 @@
 //! marks a crossing from a mount to the mount it sits on. Arguments end with a NUL each.
 #![no_std]
 
+pub mod cgroups;
 pub mod decide;
 pub mod share;
 pub mod table;

@@ -8,8 +8,9 @@ use aya_ebpf::{
 };
 use sensor_ebpf::{
     HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
+    cgroups::Cgroups,
     decide::{REASONS, Reason, Remembered},
-    table::{State, Table, Wants},
+    table::{CGROUPS, State, TABLE, Table, Wants},
 };
 
 use crate::record::Scratch;
@@ -76,6 +77,21 @@ static MOVES_BEGUN: Word = Word::new();
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.moves")]
 static MOVES_ENDED: Word = Word::new();
+/// What is wanted of the processes in each cgroup: what is in use, and what was before, which becomes the next.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.even")]
+static CGROUPS_EVEN: Shared<Cgroups> = Shared(Cgroups::new());
+/// The other of the two.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.odd")]
+static CGROUPS_ODD: Shared<Cgroups> = Shared(Cgroups::new());
+/// Not zero: a cgroup was to be noted in [`STRAYS`], and there was no room.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.strays")]
+static STRAYS_LOST: Word = Word::new();
+/// Cgroups that processes may have come to from a container, so that not only the policies of where they are speak of them.
+#[map]
+static STRAYS: HashMap<u64, u8> = HashMap::with_max_entries(1 << 13, NO_PREALLOC);
 /// Opens that passed the filter, by [`Reason`].
 #[map]
 static PASSED: PerCpuArray<u64> = PerCpuArray::with_max_entries(REASONS as u32, 0);
@@ -119,7 +135,13 @@ impl Word {
     }
 }
 
-/// How often user space has changed what is in use.
+/// What programs on several CPUs use, in cells.
+struct Shared<T>(T);
+
+// SAFETY: this machine has no threads; programs on other CPUs see each cell whole, as with [`Word`].
+unsafe impl<T> Sync for Shared<T> {}
+
+/// [`State::swaps`].
 #[inline(always)]
 pub(crate) fn filter_swaps() -> u64 {
     // SAFETY: a static is valid to read; volatile, because user space writes it meanwhile.
@@ -138,13 +160,43 @@ pub(crate) fn filter_epoch() -> u64 {
 pub(crate) fn filter_wants(swaps: u64) -> Wants {
     let [even, odd] = &FILTER_STATE.wants;
     // SAFETY: as above; any bytes are a value, and they are one word.
-    unsafe { core::ptr::from_ref(if swaps & 1 == 0 { even } else { odd }).read_volatile() }
+    unsafe { core::ptr::from_ref(if swaps & TABLE == 0 { even } else { odd }).read_volatile() }
+}
+
+/// Cgroups after so many swaps.
+#[inline(always)]
+pub(crate) fn cgroups(swaps: u64) -> &'static Cgroups {
+    if swaps & CGROUPS == 0 { &CGROUPS_EVEN.0 } else { &CGROUPS_ODD.0 }
+}
+
+/// A process may come to this cgroup from a container.
+#[inline(always)]
+pub(crate) fn stray(cgroup: u64) {
+    // First it is noted, for user space would put it back.
+    if STRAYS.insert(cgroup, 1, 0).is_err() {
+        STRAYS_LOST.store(1);
+    }
+    CGROUPS_EVEN.0.strike(cgroup);
+    CGROUPS_ODD.0.strike(cgroup);
+}
+
+/// Whether one has.
+#[inline(always)]
+pub(crate) fn is_stray(cgroup: u64) -> bool {
+    STRAYS.get_ptr(cgroup).is_some()
+}
+
+/// The cgroup is gone.
+#[inline(always)]
+pub(crate) fn forget_stray(cgroup: u64) {
+    // Most never were.
+    STRAYS.remove(cgroup).ok();
 }
 
 /// The table after so many swaps.
 #[inline(always)]
 pub(crate) fn filter_table(swaps: u64) -> Option<&'static Table> {
-    FILTER.get(swaps as u32 & 1)
+    FILTER.get((swaps & TABLE) as u32)
 }
 
 /// How often a directory has been moved; None while one is.
@@ -174,17 +226,21 @@ pub(crate) fn remembered(name_hash: u32) -> Option<&'static Remembered> {
     Some(unsafe { &*slot.cast::<Remembered>() })
 }
 
-/// When a cgroup has all of its share again; zero the first time.
+/// Whether `take` leaves something of a cgroup's share: it is given when that is full, zero the first time, and says when it is
+/// afterwards. Two CPUs may take the same part of it.
 #[inline(always)]
-pub(crate) fn share_full_at(cgroup: u64) -> u64 {
-    // SAFETY: a value of the map, copied as one word.
-    unsafe { SHARES.get(cgroup) }.copied().unwrap_or(0)
-}
-
-/// The same from now on. If it cannot be kept, the share begins anew.
-#[inline(always)]
-pub(crate) fn set_share(cgroup: u64, full_at: u64) {
-    SHARES.insert(cgroup, full_at, 0).ok();
+pub(crate) fn in_share(cgroup: u64, take: impl Fn(u64) -> Option<u64>) -> bool {
+    let Some(full_at) = SHARES.get_ptr_mut(cgroup) else {
+        let Some(next) = take(0) else { return false };
+        // If it cannot be kept, the share begins anew.
+        SHARES.insert(cgroup, next, 0).ok();
+        return true;
+    };
+    // SAFETY: a value of the map, read as one word.
+    let Some(next) = take(unsafe { full_at.read_volatile() }) else { return false };
+    // SAFETY: the same, written as one word.
+    unsafe { full_at.write_volatile(next) };
+    true
 }
 
 /// Counts a record that a cgroup was refused.

@@ -20,33 +20,63 @@ pub const EXEC: u8 = 4;
 pub const REFERENCE: u8 = 8;
 /// Every class of opens.
 pub const ALL: u8 = 15;
+/// Renamed, linked or deleted: no class of opens, and not held against paths.
+pub const CHANGE: u8 = 16;
 
 /// Of a directory: the names of the files right in it count.
-pub const NAMES: u16 = 1 << 8;
+pub const NAMES: u32 = 1 << 8;
+/// Where a key, and what it means, has its audience: policies as [`Wants::audience`] has them.
+pub const AUDIENCE: u32 = 16;
+/// All of them.
+pub const EVERYBODY: u16 = u16::MAX;
 
-/// What the policies in force want, before any path counts.
+/// In [`Wants::flags`]: names of files count in every directory.
+pub const ANYWHERE: u8 = 1;
+/// In [`Wants::flags`]: processes of the host, surely in no container.
+pub const HOST: u8 = 2;
+
+/// What the policies in force want of some processes, before any path counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(8))]
 pub struct Wants {
-    /// Classes of opens that are wanted at all, by outcome: success, denied, missing, other errors.
+    /// Classes that are wanted at all, by outcome: success, denied, missing, other errors.
     pub wanted: [u8; 4],
     /// Classes of opens that pass whatever the path is.
     pub everything: u8,
-    /// Not zero: names of files count in every directory.
-    pub anywhere: u8,
-    /// Explicit padding, zero.
-    pub reserved: u16,
+    /// [`ANYWHERE`] and [`HOST`].
+    pub flags: u8,
+    /// Which policies these are. There are more policies than bits, so some share one.
+    pub audience: u16,
+}
+
+impl Wants {
+    /// Everything, of everybody.
+    pub const EVERYTHING: Self =
+        Self { wanted: [ALL | CHANGE; 4], everything: ALL, flags: 0, audience: EVERYBODY };
+
+    /// Whether any of these classes is wanted, however it ends.
+    #[inline(always)]
+    #[must_use]
+    pub const fn any(self, classes: u8) -> bool {
+        u32::from_ne_bytes(self.wanted) & u32::from_ne_bytes([classes; 4]) != 0
+    }
+
+    /// Whether what a name means speaks of these classes, and of these policies.
+    #[inline(always)]
+    pub(crate) const fn include(self, meaning: u32, classes: u8) -> bool {
+        meaning as u8 & classes & ALL != 0 && meaning >> AUDIENCE & self.audience as u32 != 0
+    }
 }
 
 /// Of which paths.
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Table {
-    /// The keys: from the highest bit 48 of [`hash`], then [`NAMES`] of a directory, its classes, and those of a file's
-    /// name in four bits each. Zero where nothing stands.
+    /// The keys: from the highest bit 32 of [`hash`], then the audience, [`NAMES`] of a directory, its classes, and those of
+    /// a file's name in four bits each. Zero where nothing stands.
     pub names: [u64; SLOTS],
-    /// What else a file system is called where others see it: device in the upper half; below it [`CLEAN`] and what that
-    /// means to all that is in it.
+    /// What else a file system is called where others see it: device in the upper half; below it the audience, [`CLEAN`] and
+    /// what that means to all that is in it.
     pub devices: [u64; DEVICES],
 }
 
@@ -54,7 +84,8 @@ pub struct Table {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct State {
-    /// Changes of what is in use so far: the lowest bit says which of two it is.
+    /// Grows by [`SWAP`] with each change of what is in use. Below that, the lowest bit says which [`Table`] and [`Wants`] it
+    /// is, and the next which [`Cgroups`](crate::cgroups::Cgroups).
     pub swaps: u64,
     /// Grows with each change, and whenever what is remembered of before is not to be valid any more, in the upper half. Zero
     /// before the first time, when nothing may be remembered.
@@ -65,15 +96,25 @@ pub struct State {
 
 impl State {
     /// That of a kernel to which nobody has said anything yet.
-    pub const NEW: Self = Self {
-        swaps: 0,
-        epoch: 0,
-        wants: [Wants { wanted: [ALL; 4], everything: ALL, anywhere: 0, reserved: 0 }; 2],
-    };
+    pub const NEW: Self = Self { swaps: 0, epoch: 0, wants: [Wants::EVERYTHING; 2] };
+
+    /// The one of the two [`Wants`] that is in use.
+    #[must_use]
+    pub const fn in_use(&self) -> Wants {
+        let [even, odd] = self.wants;
+        if self.swaps & TABLE == 0 { even } else { odd }
+    }
 }
 
+/// One change of [`State::swaps`].
+pub const SWAP: u64 = 4;
+/// The bit of it that says which table is in use.
+pub const TABLE: u64 = 1;
+/// The bit of it that says which cgroups are.
+pub const CGROUPS: u64 = 2;
+
 /// Of a device: it is known.
-pub const CLEAN: u16 = 1 << 15;
+pub const CLEAN: u32 = 1 << 15;
 
 /// Starts the hash of a name of `len` bytes.
 #[inline(always)]
@@ -118,14 +159,14 @@ impl Table {
     /// What stands at the name of this hash: zero if nothing does.
     #[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
     #[inline(always)]
-    pub(crate) fn key(&self, hash: u64) -> u16 {
+    pub(crate) fn key(&self, hash: u64) -> u32 {
         for probe in 0..PROBES {
             let entry = self.names[(hash as usize).wrapping_add(probe) & (SLOTS - 1)];
             if entry == 0 {
                 break;
             }
-            if (entry ^ hash) >> 16 == 0 {
-                return entry as u16;
+            if (entry ^ hash) >> 32 == 0 {
+                return entry as u32;
             }
         }
         0
@@ -134,7 +175,7 @@ impl Table {
     /// What is known of a device; None if nothing is.
     #[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
     #[inline(always)]
-    pub(crate) fn device(&self, device: u32) -> Option<u16> {
+    pub(crate) fn device(&self, device: u32) -> Option<u32> {
         let at = slot_of(device);
         for probe in 0..PROBES {
             let entry = self.devices[at.wrapping_add(probe) & (DEVICES - 1)];
@@ -142,24 +183,27 @@ impl Table {
                 break;
             }
             if (entry >> 32) as u32 == device {
-                return Some(entry as u16 & !CLEAN);
+                return Some(entry as u32 & !CLEAN);
             }
         }
         None
     }
 }
 
-/// The classes that a key has as the name of a file.
+/// Where a meaning has its audience.
+const OF_AUDIENCE: u32 = (EVERYBODY as u32) << AUDIENCE;
+
+/// What a key means as the name of a file: classes that pass.
 #[inline(always)]
-pub(crate) const fn of_file(key: u16) -> u8 {
-    key as u8 & ALL
+pub(crate) const fn of_file(key: u32) -> u32 {
+    key & (OF_AUDIENCE | ALL as u32)
 }
 
-/// What a key means to all below a directory of that name, in the form in which it is remembered: classes that pass and
-/// [`NAMES`].
+/// What it means to all below a directory of that name: classes that pass and [`NAMES`]. That the audience may be only that of
+/// files of the name is not worth a branch, which the verifier would follow at every directory.
 #[inline(always)]
-pub(crate) const fn of_directory(key: u16) -> u16 {
-    key & NAMES | (key >> 4) & ALL as u16
+pub(crate) const fn of_directory(key: u32) -> u32 {
+    key & (OF_AUDIENCE | NAMES) | (key >> 4) & ALL as u32
 }
 
 /// Classes of an open by its flags as open(2) has them, with the kernel's mark of an exec.

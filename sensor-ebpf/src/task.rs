@@ -1,6 +1,7 @@
 //! Who is running.
 use aya_ebpf::helpers::{
-    bpf_get_current_task_btf, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, generated::bpf_get_current_task,
+    bpf_get_current_cgroup_id, bpf_get_current_task_btf, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns,
+    generated::bpf_get_current_task,
 };
 use sensor_ebpf::{Hook, RecordHeader};
 
@@ -180,9 +181,22 @@ pub(crate) fn cgroup() -> u64 {
     if constant(&HAS_TASK_BTF) != 0 { cgroup_of(Typed, typed()) } else { cgroup_of(Address, current()) }
 }
 
+/// The same where that takes a dozen instructions.
+#[inline(always)]
+pub(crate) fn cgroup_at_once() -> Option<u64> {
+    if constant(&HAS_TASK_BTF) != 0 {
+        Some(cgroup_of(Typed, typed()))
+    } else if constant(&CGROUP_CONTROLLER) == 0 {
+        // SAFETY: the helper has no preconditions.
+        Some(unsafe { bpf_get_current_cgroup_id() })
+    } else {
+        None
+    }
+}
+
 /// That of a task.
 #[inline(always)]
-fn cgroup_of<M: Memory>(by: M, task: u64) -> u64 {
+pub(crate) fn cgroup_of<M: Memory>(by: M, task: u64) -> u64 {
     let set: u64 = by.get(task, constant(&TASK_CGROUPS));
     let controller = constant(&CGROUP_CONTROLLER);
     if controller == 0 {

@@ -1,17 +1,13 @@
 //! What the kernel's filter goes by: names that a path must have on its way so that some policy may want it.
 //!
 //! `policy/` makes them of patterns, `enrich/` adds what it knows of mounts and links, `capture/` hands them to the kernel.
-use sensor_ebpf::table;
+use sensor_ebpf::table::Wants;
 
 /// The keys of all policies in force.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Keys {
-    /// Classes of opens that are wanted at all, by outcome: success, denied, missing, other errors.
-    pub wanted: [u8; 4],
-    /// Classes of opens that are wanted whatever the path is.
-    pub everything: u8,
-    /// Names of files count in every directory.
-    pub anywhere: bool,
+    /// What is wanted before any path counts.
+    pub wants: Wants,
     /// Names and what they mean.
     pub names: Vec<(Vec<u8>, Key)>,
     /// File systems by their devices, and what it means to be on them; opens on others are wanted until they are known.
@@ -27,6 +23,8 @@ pub struct Key {
     pub below: u8,
     /// Names of files right in a directory of that name count.
     pub names: bool,
+    /// Which policies say so, as [`Wants::audience`] has them.
+    pub audience: u16,
 }
 
 impl Key {
@@ -35,6 +33,7 @@ impl Key {
         self.file |= other.file;
         self.below |= other.below;
         self.names |= other.names;
+        self.audience |= other.audience;
     }
 }
 
@@ -42,13 +41,7 @@ impl Keys {
     /// Those through which everything goes.
     #[must_use]
     pub fn everything() -> Self {
-        Self { wanted: [table::ALL; 4], everything: table::ALL, ..Self::default() }
-    }
-
-    /// Classes of opens that anything is wanted of.
-    #[must_use]
-    pub fn classes(&self) -> u8 {
-        self.wanted.iter().fold(0, |all, classes| all | classes)
+        Self { wants: Wants::EVERYTHING, ..Self::default() }
     }
 }
 

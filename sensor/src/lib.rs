@@ -29,7 +29,7 @@ use std::{
 use anyhow::Context as _;
 use capture::{Capture, replay::Replay};
 use config::Config;
-use enrich::{Enrich, Inputs, Outputs};
+use enrich::{Enrich, Inputs, Outputs, Targets};
 use event::Enriched;
 use hierarchy::Hierarchy;
 use http::Served;
@@ -78,14 +78,14 @@ pub async fn run(
     let (resources, objects) = watch::channel(Arc::default());
     let states = (!config.has_policies_of_cluster()).then(|| Arc::from(loaded.objects));
     let (told, in_force) = watch::channel(states);
-    let Watched { enriched, filter, known } =
+    let Watched { enriched, filter, known, targets } =
         start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let (seen_for, judged_by) = watch::channel(policies.borrow().clone());
     let alerts = start_matcher(enriched, judged_by.clone(), &common, &mut tasks);
     tasks.spawn(filter::follow(
         filter,
         policies,
-        known,
+        (known, targets),
         seen_for,
         (metrics.clone(), notices.clone()),
         stop.clone(),
@@ -182,6 +182,7 @@ struct Watched {
     enriched: mpsc::Receiver<Enriched>,
     filter: capture::Filter,
     known: watch::Receiver<Arc<Known>>,
+    targets: watch::Receiver<Arc<Targets>>,
 }
 
 /// The first two stages: real opens, and who made them.
@@ -200,13 +201,13 @@ fn start_capture_and_enrich(
     let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;
     let inputs = Inputs { observations: events, pods };
     let filter = capture.take_filter().context("capture has no filter")?;
-    let (enrich, Outputs { enriched, known, .. }) =
+    let (enrich, Outputs { enriched, known, targets }) =
         Enrich::new(&config.enrich, hierarchy, inputs, policies, metrics, notices);
     tasks.spawn(capture.run(stop.clone()));
     // It blocks on /proc, and so has a thread of its own.
     let runtime = Handle::current();
     tasks.spawn_blocking(move || runtime.block_on(enrich.run()));
-    Ok(Watched { enriched, filter, known })
+    Ok(Watched { enriched, filter, known, targets })
 }
 
 /// The matcher as a stage.

@@ -2,6 +2,7 @@
 //! own, on a file of its own; `cases.rs` has what the right answer is.
 mod calls;
 mod cases;
+mod cgroups;
 mod changes;
 mod mounts;
 mod names;
@@ -15,6 +16,7 @@ use std::{
 };
 
 pub use cases::{CASES, Case};
+pub use cgroups::open_by_child_in;
 pub use sys::Failed;
 use sys::Result;
 

@@ -9,7 +9,10 @@ use aya_ebpf::{
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
-use sensor_ebpf::{Call, Hook, Part, STATUS_REQUESTED_UNTRUSTED, Section};
+use sensor_ebpf::{
+    Call, Hook, Part, STATUS_REQUESTED_UNTRUSTED, Section,
+    table::{ALL, CHANGE, WRITE},
+};
 
 use super::open::{AT_FDCWD, base, flag_chroot, put_dentry, put_file};
 use crate::{
@@ -157,6 +160,17 @@ pub(super) fn enter(
     dirfds: (i32, i32),
 ) -> i32 {
     if !filter::wanted(hook, Part::Entry) {
+        return 0;
+    }
+    let classes = match call {
+        Call::Rename | Call::Link | Call::Delete => CHANGE,
+        Call::Truncate => WRITE,
+        // By a handle, in which way is not known yet.
+        Call::Open => ALL,
+    };
+    if !filter::wants_call(classes) {
+        // What a call before has left must not be taken for this one's.
+        maps::end_call();
         return 0;
     }
     let Some(mut record) = Builder::begin_call(hook) else { return 0 };

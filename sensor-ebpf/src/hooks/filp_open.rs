@@ -22,9 +22,10 @@ const CREAT: u32 = 0o100;
 // match-proto: struct file *do_file_open(int dfd, struct filename *pathname, const struct open_flags *op)
 #[fexit(function = "do_filp_open")]
 fn do_filp_open(ctx: FExitContext) -> i32 {
+    let Some(asked) = filter::ask() else { return 0 };
     let (flags, result) = outcome(&ctx);
     if is_final(&ctx, flags, result)
-        && filter::wants_open(ctx.arg(3), flags, result)
+        && filter::wants_open(asked, ctx.arg(3), flags, result)
         && filter::wanted(Hook::DoFilpOpen, Part::Exit)
         && filter::admits(Hook::DoFilpOpen)
     {

@@ -59,6 +59,8 @@ fn add_details(record: Builder) {
 // match-proto: void sched_process_fork(struct task_struct *parent, struct task_struct *child)
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // A child may be made in another cgroup (CLONE_INTO_CGROUP); it does not run yet.
+    filter::moves(task::cgroup(), task::cgroup_of(Address, ctx.arg(1)));
     if filter::wanted(Hook::SchedProcessFork, Part::Exit) {
         try_sched_process_fork(&ctx);
     }

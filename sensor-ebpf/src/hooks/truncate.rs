@@ -7,7 +7,7 @@ use aya_ebpf::{
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
-use sensor_ebpf::{Call, Hook, Part};
+use sensor_ebpf::{Call, Hook, Part, table::WRITE};
 
 use super::{
     call::{enter, leave},
@@ -30,7 +30,7 @@ const FIRST: usize = 112;
 fn vfs_truncate(ctx: FExitContext) -> i32 {
     if filter::wanted(Hook::VfsTruncate, Part::Exit) {
         maps::end_call();
-        if filter::admits(Hook::VfsTruncate) {
+        if filter::wants_call(WRITE) && filter::admits(Hook::VfsTruncate) {
             try_vfs_truncate(&ctx);
         }
     }

@@ -1,82 +1,122 @@
 //! Hands to the kernel what policies want to see, as keys of `sensor_ebpf::decide`.
+use std::{collections::HashSet, os::fd::RawFd};
+
 use aya::{
     Ebpf,
-    maps::{Array, MapData, PerCpuArray},
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray},
 };
 use sensor_ebpf::{
+    cgroups::{self, Cgroups, PLACES, place_of},
     decide::REASONS,
-    table::{ALL, CLEAN, NAMES, PROBES, State, Table, Wants, hash, slot_of},
+    table::{ALL, AUDIENCE, CGROUPS, CLEAN, NAMES, PROBES, SWAP, State, TABLE, Table, Wants, hash, slot_of},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::Error;
+use super::{Error, recursion_misses};
 use crate::keys::{Key, Keys};
 
 /// A table as the map holds it.
 const WORDS: usize = size_of::<Table>() / 8;
 
 /// What a key means, as the table has it.
-fn word(key: Key) -> u16 {
-    u16::from(key.file & ALL) | u16::from(key.below & ALL) << 4 | if key.names { NAMES } else { 0 }
+fn word(key: Key) -> u32 {
+    let names = if key.names { NAMES } else { 0 };
+    u32::from(key.audience) << AUDIENCE | names | u32::from(key.below & ALL) << 4 | u32::from(key.file & ALL)
 }
 
 /// [`State`] as the map holds it.
 type StateWords = [u64; size_of::<State>() / 8];
 /// The section of the kernel side that is the map of it.
 const STATE: &str = ".data.filter";
+/// [`Cgroups`] as its maps hold it: ids, then what is wanted of each.
+type CgroupWords = [u64; CGROUP_WORDS];
+const CGROUP_WORDS: usize = size_of::<Cgroups>() / 8;
+/// The sections that are the maps of them, by [`CGROUPS`] of [`State::swaps`].
+const CGROUP_SECTIONS: [&str; 2] = [".data.even", ".data.odd"];
 /// A change of what is in use, or a second, in [`State::epoch`].
 const EPOCH: u64 = 1 << 32;
 
 /// The tables in the kernel.
 pub struct Filter {
     tables: Array<MapData, [u64; WORDS]>,
-    words: Array<MapData, StateWords>,
+    map: Array<MapData, StateWords>,
+    cgroups: [Array<MapData, CgroupWords>; 2],
+    strays: HashMap<MapData, u64, u8>,
+    strays_lost: Array<MapData, u64>,
     passed: PerCpuArray<MapData, u64>,
+    /// Programs that tell of processes which change their cgroups; without all of them cgroups tell nothing.
+    watchers: Option<Vec<RawFd>>,
+    /// Whether the kernel has cgroups.
+    has_cgroups: bool,
     state: State,
 }
 
 impl Filter {
     /// The filter of `bpf`, through which everything passes.
     pub(super) fn new(bpf: &mut Ebpf) -> Result<Self, Error> {
-        fn take(bpf: &mut Ebpf, name: &'static str) -> Result<aya::maps::Map, Error> {
-            bpf.take_map(name).ok_or(Error::MissingProgram(name))
+        fn take<M: TryFrom<Map, Error = MapError>>(bpf: &mut Ebpf, name: &'static str) -> Result<M, Error> {
+            let map = bpf.take_map(name).ok_or(Error::MissingProgram(name))?;
+            map.try_into().map_err(|why: MapError| Error::Load(name, why.into()))
         }
-        let failed = |why: aya::maps::MapError| Error::Load("FILTER", why.into());
+        let [even, odd] = CGROUP_SECTIONS;
         Ok(Self {
-            tables: take(bpf, "FILTER")?.try_into().map_err(failed)?,
-            words: take(bpf, STATE)?.try_into().map_err(failed)?,
-            passed: take(bpf, "PASSED")?.try_into().map_err(failed)?,
+            tables: take(bpf, "FILTER")?,
+            map: take(bpf, STATE)?,
+            cgroups: [take(bpf, even)?, take(bpf, odd)?],
+            strays: take(bpf, "STRAYS")?,
+            strays_lost: take(bpf, ".data.strays")?,
+            passed: take(bpf, "PASSED")?,
+            watchers: None,
+            has_cgroups: false,
             state: State::NEW,
         })
     }
 
-    /// Puts `keys` in the place of those in use; an open is judged by the old ones or by these.
+    /// Puts `keys` in the place of those in use; an open is judged by the old ones or by these. What was wanted of each cgroup
+    /// is forgotten, since other policies may speak of it.
     ///
     /// # Errors
     /// When the kernel refuses; then the old ones stay.
     pub fn set(&mut self, keys: &Keys) -> Result<(), Error> {
+        self.forget_cgroups()?;
         self.swap(keys).map_err(|why| Error::Load("FILTER", why.into()))
     }
 
-    /// Has forgotten what was remembered of directories.
+    /// Says what is wanted of the processes in each cgroup, with the keys in use; of any other everything is.
+    ///
+    /// # Errors
+    /// When the kernel refuses; then what was said before stays.
+    pub fn set_cgroups(&mut self, wanted: &[(u64, Wants)]) -> Result<(), Error> {
+        let wanted = if self.sees_all() && self.state.in_use() != Wants::EVERYTHING { wanted } else { &[] };
+        self.turn(wanted).map_err(|why| Error::Load("CGROUPS", why.into()))
+    }
+
+    /// Has forgotten what was remembered of directories, and what was said of cgroups if the kernel has not told of all who
+    /// change theirs.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn forget(&mut self) -> Result<(), Error> {
+        if !self.sees_all() {
+            self.forget_cgroups()?;
+        }
         if self.state.epoch == 0 {
             return Ok(());
         }
         self.remember().map_err(|why| Error::Load("FILTER_STATE", why.into()))
     }
 
-    fn swap(&mut self, keys: &Keys) -> Result<(), aya::maps::MapError> {
+    fn forget_cgroups(&mut self) -> Result<(), Error> {
+        if self.has_cgroups { self.set_cgroups(&[]) } else { Ok(()) }
+    }
+
+    fn swap(&mut self, keys: &Keys) -> Result<(), MapError> {
         let (wants, words) = table(keys);
-        let mut next = self.state;
-        next.swaps += 1;
+        let mut next = State { swaps: (self.state.swaps + SWAP) ^ TABLE, ..self.state };
         let Ok(table) = <&[u64; WORDS]>::try_from(words.as_slice()) else { return Ok(()) };
-        self.tables.set((next.swaps & 1) as u32, table, 0)?;
+        self.tables.set((next.swaps & TABLE) as u32, table, 0)?;
         let [even, odd] = &mut self.state.wants;
-        *(if next.swaps & 1 == 0 { even } else { odd }) = wants;
+        *(if next.swaps & TABLE == 0 { even } else { odd }) = wants;
         next.wants = self.state.wants;
         self.write(self.state)?;
         if next.epoch != 0 {
@@ -89,17 +129,75 @@ impl Filter {
         Ok(())
     }
 
+    fn turn(&mut self, wanted: &[(u64, Wants)]) -> Result<(), MapError> {
+        let next = State { swaps: (self.state.swaps + SWAP) ^ CGROUPS, ..self.state };
+        let strays = self.strays()?;
+        self.put_cgroups(next.swaps, wanted, strays.as_ref())?;
+        // Who strays from here on strikes his cgroup from what was put there; who did so before is among the strays, or did meanwhile.
+        if self.strays()? != strays {
+            self.put_cgroups(next.swaps, &[], None)?;
+        }
+        self.write(next)?;
+        self.state = next;
+        self.has_cgroups = !wanted.is_empty();
+        Ok(())
+    }
+
+    /// Cgroups that processes may have come to from a container; None if there are more than the kernel side could note.
+    fn strays(&self) -> Result<Option<HashSet<u64>>, MapError> {
+        let strays = self.strays.keys().collect::<Result<_, _>>()?;
+        Ok((self.strays_lost.get(&0, 0)? == 0).then_some(strays))
+    }
+
+    /// Puts what is wanted of cgroups, but of strays, where it is looked for after so many swaps.
+    fn put_cgroups(
+        &mut self,
+        swaps: u64,
+        wanted: &[(u64, Wants)],
+        strays: Option<&HashSet<u64>>,
+    ) -> Result<(), MapError> {
+        let mut words = vec![0; CGROUP_WORDS];
+        let (ids, wants) = words.split_at_mut(PLACES);
+        let is_known = |id: u64| strays.is_some_and(|strays| !strays.contains(&id));
+        for (id, wanted) in wanted.iter().filter(|(id, _)| is_known(*id)) {
+            let places = (0..cgroups::PROBES).map(|probe| place_of(*id).wrapping_add(probe) % PLACES);
+            // One that finds no place is one that nobody knows.
+            if let Some(place) = places.into_iter().find(|place| ids.get(*place) == Some(&0))
+                && let (Some(of), Some(is)) = (ids.get_mut(place), wants.get_mut(place))
+            {
+                (*of, *is) = (*id, zerocopy::transmute!(*wanted));
+            }
+        }
+        let [even, odd] = &mut self.cgroups;
+        let cgroups = if swaps & CGROUPS == 0 { even } else { odd };
+        match <&[u64; CGROUP_WORDS]>::try_from(words.as_slice()) {
+            Ok(words) => cgroups.set(0, words, 0),
+            Err(_) => Ok(()),
+        }
+    }
+
+    /// Whether the kernel tells of every process that changes its cgroup: programs do so, and none was skipped.
+    fn sees_all(&self) -> bool {
+        let watchers = self.watchers.iter().flatten();
+        self.watchers.is_some() && watchers.filter_map(|program| recursion_misses(*program)).sum::<u64>() == 0
+    }
+
+    /// From now on these programs tell of processes that change their cgroups.
+    pub(super) fn watched_by(&mut self, watchers: Vec<RawFd>) {
+        self.watchers = Some(watchers);
+    }
+
     /// Has remembered from now on what directories mean, which must be told when one is moved.
-    pub(super) fn remember(&mut self) -> Result<(), aya::maps::MapError> {
+    pub(super) fn remember(&mut self) -> Result<(), MapError> {
         let next = State { epoch: self.state.epoch + EPOCH, ..self.state };
         self.write(next)?;
         self.state = next;
         Ok(())
     }
 
-    fn write(&mut self, state: State) -> Result<(), aya::maps::MapError> {
+    fn write(&mut self, state: State) -> Result<(), MapError> {
         let words: StateWords = zerocopy::transmute!(state);
-        self.words.set(0, words, 0)
+        self.map.set(0, words, 0)
     }
 
     /// How many opens have passed, by reason.
@@ -112,21 +210,20 @@ impl Filter {
 /// What `keys` want and their table, as the kernel has them. If a name has no place in it, everything passes.
 #[must_use]
 pub fn table(keys: &Keys) -> (Wants, Vec<u64>) {
-    let (everything, anywhere) = (keys.everything, keys.anywhere.into());
-    let mut wants = Wants { wanted: keys.wanted, everything, anywhere, reserved: 0 };
+    let mut wants = keys.wants;
     let mut words = vec![0; WORDS];
-    let Ok(table) = Table::mut_from_bytes(words.as_mut_bytes()) else { return (wants, words) };
+    let Ok(table) = Table::mut_from_bytes(words.as_mut_bytes()) else { return (Wants::EVERYTHING, words) };
     let placed = keys.names.iter().all(|(name, key)| {
         let hash = hash(name);
-        let same = |entry: u64| (entry ^ hash) >> 16 == 0;
-        place(&mut table.names, hash as usize, same, hash & !0xffff | u64::from(word(*key)))
+        let same = |entry: u64| (entry ^ hash) >> 32 == 0;
+        place(&mut table.names, hash as usize, same, hash >> 32 << 32 | u64::from(word(*key)))
     });
     if !placed {
-        wants.everything = ALL;
+        wants = Wants::EVERYTHING;
     }
     for (device, key) in &keys.devices {
         // As what a directory means to its files, `decide::look` has it.
-        let meaning = u16::from(key.below & ALL) | word(*key) & NAMES | CLEAN;
+        let meaning = word(Key { file: key.below, below: 0, ..*key }) | CLEAN;
         let same = |entry: u64| (entry >> 32) as u32 == *device;
         // One that finds no place stays unknown, and what is on it passes.
         place(&mut table.devices, slot_of(*device), same, u64::from(*device) << 32 | u64::from(meaning));

@@ -181,6 +181,15 @@ pub(super) fn attach_moves(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(
     ["d_move", "d_move_entry"].into_iter().try_for_each(|program| attach_to(program, MOVE, bpf, types, btf))
 }
 
+/// Prototypes of the function by which processes change their cgroups.
+const ATTACH: &[&str] =
+    &["int cgroup_attach_task(struct cgroup *dst_cgrp, struct task_struct *leader, bool threadgroup)"];
+
+/// The same of the one that tells the filter of processes that change their cgroups.
+pub(super) fn attach_strays(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+    attach_to("cgroup_attach_task", ATTACH, bpf, types, btf)
+}
+
 fn attach_to(
     name: &'static str,
     functions: &'static [&'static str],

@@ -1,5 +1,11 @@
 //! Loads and attaches the kernel side in the best mode that this kernel allows.
-use std::{os::unix::fs::MetadataExt as _, path::PathBuf};
+use std::{
+    os::{
+        fd::{AsFd as _, AsRawFd as _, RawFd},
+        unix::fs::MetadataExt as _,
+    },
+    path::PathBuf,
+};
 
 use aya::{
     Btf, Ebpf, EbpfLoader, VerifierLogLevel, include_bytes_aligned,
@@ -27,6 +33,9 @@ static OBJECT: &[u8] = include_bytes_aligned!(concat!(env!("OUT_DIR"), "/pathwat
 /// Tracepoints that tell who runs what and where, in every mode.
 pub(super) const PROCESS_TRACEPOINTS: [&str; 5] =
     ["sched_process_exec", "sched_process_fork", "sched_process_exit", "cgroup_mkdir", "cgroup_rmdir"];
+
+/// Programs that tell the filter of processes which change their cgroups.
+const STRAY_PROGRAMS: [&str; 2] = ["cgroup_attach_task", "sched_process_fork"];
 
 /// What was attached.
 pub(super) struct Loaded {
@@ -110,6 +119,10 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
         Ok(()) => filter.remember().map_err(|why| Error::Load("FILTER_STATE", why.into()))?,
         Err(why) => tracing::warn!("the filter looks at every directory again at each open: {why}"),
     }
+    match hooks::attach_strays(&mut bpf, types, btf) {
+        Ok(()) => filter.watched_by(descriptors(&bpf, |name| STRAY_PROGRAMS.contains(&name))),
+        Err(why) => tracing::warn!("the filter does not know whom policies speak of: {why}"),
+    }
     Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, unseen })
 }
 
@@ -141,6 +154,12 @@ fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loa
     attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
+}
+
+/// Descriptors of the programs of such names, open as long as those are.
+pub(super) fn descriptors(bpf: &Ebpf, is_one: impl Fn(&str) -> bool) -> Vec<RawFd> {
+    let programs = bpf.programs().filter(|(name, _)| is_one(name));
+    programs.filter_map(|(_, program)| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect()
 }
 
 fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {

@@ -324,12 +324,11 @@ impl Cgroups {
         names
     }
 
-    /// Cgroups that are or lie in a container, with it.
-    pub(super) fn in_containers(&self) -> impl Iterator<Item = (u64, &Arc<Home>)> {
-        self.nodes
-            .iter()
-            .filter(|(_, node)| !node.removed)
-            .filter_map(|(id, node)| Some((*id, node.home.as_ref()?)))
+    /// Cgroups that are or lie in a container, with it, and those that are surely in none.
+    pub(super) fn with_homes(&self) -> impl Iterator<Item = (u64, Option<&Arc<Home>>)> {
+        let nodes = self.nodes.iter().filter(|(_, node)| !node.removed && (node.home.is_some() || !node.late));
+        let roots = [self.base, self.root].map(|root| (root, None));
+        nodes.map(|(id, node)| (*id, node.home.as_ref())).chain(roots)
     }
 
     pub(super) fn len(&self) -> usize {
@@ -455,7 +454,7 @@ mod tests {
         cgroups.removed(made, now);
         cgroups.expire(now + TOMBSTONE - Duration::from_secs(1));
         assert!(home(&mut cgroups, made).is_some());
-        assert_eq!(cgroups.in_containers().count(), 0);
+        assert_eq!(cgroups.with_homes().filter_map(|(_, home)| home).count(), 0);
         cgroups.expire(now + TOMBSTONE);
         assert!(matches!(cgroups.look_up(made, None), Lookup::Unknown));
         assert!(cgroups.nested.is_empty());

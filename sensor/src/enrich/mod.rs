@@ -36,7 +36,7 @@ use self::{
 };
 pub use self::{
     config::{Config, Kubernetes},
-    targets::Targets,
+    targets::{Target, Targets},
 };
 use crate::{
     apiserver::Source,
@@ -381,7 +381,7 @@ impl Enrich {
         if std::mem::take(&mut self.stale) || self.policies.has_changed().unwrap_or(false) {
             let policies = self.policies.borrow_and_update().clone();
             let Self { pods, cgroups, selection, .. } = self;
-            selection.refresh(cgroups.in_containers(), &policies, |home| pods.place(home, &policies).0);
+            selection.refresh(cgroups.with_homes(), &policies, |home| pods.place(home, &policies).0);
         }
         let policies = self.policies.borrow().clone();
         if let Some(known) = self.files.known(&policies, now) {
@@ -398,14 +398,18 @@ impl Enrich {
             self.processes.sweep();
             self.cgroups.sweep(now);
             if self.pods.is_empty_in_contact()
-                && self.cgroups.in_containers().any(|(_, home)| home.container.pod_uid.is_some())
+                && self
+                    .cgroups
+                    .with_homes()
+                    .filter_map(|(_, home)| home)
+                    .any(|home| home.container.pod_uid.is_some())
             {
                 let detail = "the API server knows no pod of this node, which runs some: is node.name its name in the cluster?";
                 self.notices.add("enrich", "no_pods", 1, detail);
             }
             self.cgroups.expire(now);
             self.stale = true;
-            let alive = self.cgroups.in_containers().filter_map(|(_, home)| home.container.pod_uid.as_deref());
+            let alive = self.cgroups.with_homes().filter_map(|(_, home)| home?.container.pod_uid.as_deref());
             self.pods.expire(now, &alive.collect::<HashSet<_>>());
         }
         self.metrics.processes.set(self.processes.len() as u64);

@@ -7,7 +7,17 @@ use tokio::sync::watch;
 use super::container::Home;
 use crate::{event::Place, policy::PolicySet};
 
-/// The decision for all cgroups that are in containers. Any other may be in one: of those every policy speaks.
+/// Which policies speak of the processes in a cgroup.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Their places in the set, sorted.
+    pub policies: Arc<[u32]>,
+    /// The cgroup is surely in no container.
+    pub on_host: bool,
+}
+
+/// The decision for all cgroups that are in containers, and those that are surely in none. Any other may be in one: of
+/// those every policy speaks.
 ///
 /// Who uses it must hold `policies` against the set in force, and must not apply it to processes that have moved
 /// themselves: those are judged by where they were, too.
@@ -15,15 +25,15 @@ use crate::{event::Place, policy::PolicySet};
 pub struct Targets {
     /// The policies that were asked.
     pub policies: Arc<PolicySet>,
-    /// By cgroup, the places in the set of the policies that speak of processes in there, sorted.
-    pub cgroups: HashMap<u64, Arc<[u32]>>,
+    /// By the cgroup's id.
+    pub cgroups: HashMap<u64, Target>,
 }
 
 impl Targets {
     /// Whether the policy at place `policy` of the set may speak of processes in cgroup `id`.
     #[must_use]
     pub fn may(&self, id: u64, policy: u32) -> bool {
-        self.cgroups.get(&id).is_none_or(|policies| policies.binary_search(&policy).is_ok())
+        self.cgroups.get(&id).is_none_or(|target| target.policies.binary_search(&policy).is_ok())
     }
 }
 
@@ -41,10 +51,11 @@ impl Selection {
         (Self { policies: Arc::default(), decided: HashMap::new(), published }, receiver)
     }
 
-    /// Decides on cgroups of `homes` of which something else is known than before, and publishes what has changed.
+    /// Decides on cgroups of `homes` of which something else is known than before; on those without a home, which are the
+    /// host's; and publishes what has changed.
     pub(super) fn refresh<'a>(
         &mut self,
-        homes: impl Iterator<Item = (u64, &'a Arc<Home>)>,
+        homes: impl Iterator<Item = (u64, Option<&'a Arc<Home>>)>,
         policies: &Arc<PolicySet>,
         mut place: impl FnMut(&Home) -> Place,
     ) {
@@ -54,7 +65,12 @@ impl Selection {
         }
         let mut before = std::mem::take(&mut self.decided);
         let mut cgroups = HashMap::new();
+        let host: Arc<[u32]> = policies.speaking_of(&Place::default(), true).into();
         for (id, home) in homes {
+            let Some(home) = home else {
+                cgroups.insert(id, Target { policies: host.clone(), on_host: true });
+                continue;
+            };
             let name = &home.container.id;
             if !self.decided.contains_key(name) {
                 let place = place(home);
@@ -66,7 +82,7 @@ impl Selection {
                 self.decided.insert(name.clone(), decision);
             }
             if let Some((_, decision)) = self.decided.get(name) {
-                cgroups.insert(id, decision.clone());
+                cgroups.insert(id, Target { policies: decision.clone(), on_host: false });
             }
         }
         let policies = policies.clone();

@@ -34,6 +34,7 @@ pub use self::{
     example::{Example, Examples},
     exception::is_broad,
     glob::{Decided, Glob, GlobError},
+    keys::wants_of,
     load::{Judge, Loaded, Override},
     object::{InForce, Object, Objects, Reference, State},
     reload::{Readers, reload, tell_unseen},

@@ -1,5 +1,5 @@
 //! Whom a policy speaks of: the selectors, held against where a process is.
-use super::{Compiled, Kind, PolicySet, Subjects};
+use super::{Compiled, Kind, Policy, PolicySet, Subjects, spec::Spec};
 use crate::event::{Container, Place, Pod};
 
 /// Why a policy does not speak of a process.
@@ -15,6 +15,15 @@ pub enum Other {
     Pod,
     /// Another container.
     Container,
+}
+
+impl Policy {
+    /// The same for policies that speak of the same processes.
+    pub(super) fn speaks_to(&self) -> String {
+        let Spec { subjects, namespace_selector, pod_selector, container_selector, .. } = &self.spec;
+        let namespace = Some(&self.metadata.namespace).filter(|_| self.kind == Kind::PathPolicy);
+        format!("{namespace:?} {subjects:?} {namespace_selector:?} {pod_selector:?} {container_selector:?}")
+    }
 }
 
 impl Compiled {

@@ -314,7 +314,7 @@ fn whom_policies_speak_of_is_decided_by_cgroup_and_kept_current() {
         [&cgroup, &nested].map(|cgroup| std::os::unix::fs::MetadataExt::ino(&fs::metadata(&cgroup.0).unwrap()));
     let speaking = |pipeline: &Pipeline, id: u64| {
         let targets = pipeline.targets.borrow().clone();
-        let list = targets.cgroups.get(&id)?.clone();
+        let list = targets.cgroups.get(&id)?.policies.clone();
         let name = |at: &u32| targets.policies.policies[*at as usize].name().to_owned();
         let mut names: Vec<_> = list.iter().map(name).collect();
         names.sort();

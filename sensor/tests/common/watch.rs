@@ -11,7 +11,7 @@ use std::{
 };
 
 use sensor::{
-    capture::{Capture, Config, Error, Mode, Share},
+    capture::{Capture, Config, Error, Filter, Mode, Share},
     event::{CaptureMode, Event, Name},
     hierarchy::Hierarchy,
     metrics::Metrics,
@@ -61,9 +61,22 @@ impl Watch {
         Self::configured(Config { mode, skip_self: false, walk_rounds: 16, share, ..Config::default() }).unwrap()
     }
 
+    /// One of its own, with its filter.
+    pub(crate) fn filtered(mode: Mode) -> (Self, Filter) {
+        let mut filter = None;
+        let config = Config { mode, skip_self: false, walk_rounds: 16, ..Config::default() };
+        let watch = Self::made(config, |capture| filter = capture.take_filter()).unwrap();
+        (watch, filter.unwrap())
+    }
+
     fn configured(config: Config) -> Result<Self, Error> {
+        Self::made(config, |_| {})
+    }
+
+    fn made(config: Config, with: impl FnOnce(&mut Capture)) -> Result<Self, Error> {
         let metrics = Arc::new(Metrics::default());
-        let (capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
+        let (mut capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
+        with(&mut capture);
         let mode = capture.mode();
         let stop = CancellationToken::new();
         let running = tokio::spawn(capture.run(stop.clone()));

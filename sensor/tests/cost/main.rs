@@ -23,6 +23,7 @@ use sensor::{
     notice::Notices,
     policy::Directory,
 };
+use sensor_ebpf::table::Wants;
 
 /// Opens of one measurement, and how many of those there are: the smallest is taken.
 const OPENS: u32 = 500;
@@ -135,6 +136,15 @@ fn measure_all() {
         }
         say(&format!("miss, {paths} paths, in an overlay root"), in_overlay(&overlay), base_inside);
     }
+    filter.set(&keys(1000, &[])).unwrap();
+    for (row, wants) in [
+        ("miss, 1000 paths, a cgroup of which all policies speak", Wants { audience: 1, ..keys(1000, &[]).wants }),
+        ("miss, 1000 paths, a cgroup of which none speaks", Wants::default()),
+    ] {
+        filter.set_cgroups(&[(own_cgroup(), wants)]).unwrap();
+        say(row, cost(&at(3, "file")), base[0]);
+    }
+    filter.set_cgroups(&[]).unwrap();
     first_after_a_change(&mut filter, base[0]);
     filter.set(&keys(1000, &["/**/watched"])).unwrap();
     say("miss, a name in any directory", cost(&at(8, "file")), base[1]);
@@ -143,6 +153,11 @@ fn measure_all() {
     }
     let mounted = Path::new(MOUNTED);
     say("hit, 3 deep, on a mount of its own", cost(&mounted.join("watched")), base_mounted);
+}
+
+/// The id of the cgroup that this is in: the root's, in a guest with nothing in it.
+fn own_cgroup() -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&fs::metadata("/sys/fs/cgroup").unwrap())
 }
 
 /// How many instructions the verifier has followed in each program, of the million that it follows at most.

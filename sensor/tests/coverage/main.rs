@@ -102,14 +102,14 @@ fn attacked(mode: Mode, only: &[String]) -> Result<(CaptureMode, Vec<Answer>), E
     let pods =
         enrich::watch_pods(&config, "node".to_owned(), policies.clone(), notices.clone(), &mut tasks).unwrap();
     let inputs = Inputs { observations, pods };
-    let (stage, Outputs { mut enriched, known, .. }) =
+    let (stage, Outputs { mut enriched, known, targets }) =
         Enrich::new(&config, hierarchy, inputs, policies.clone(), metrics.clone(), notices.clone());
     let stop = CancellationToken::new();
     // The kernel lets through what the policy may want, and no more.
     let filter = capture.take_filter().unwrap();
     let (in_force, _) = watch::channel(Arc::default());
     let told = (metrics.clone(), notices);
-    tokio::spawn(sensor::filter::follow(filter, policies, known, in_force.clone(), told, stop.clone()));
+    tokio::spawn(sensor::filter::follow(filter, policies, (known, targets), in_force.clone(), told, stop.clone()));
     tokio::spawn(capture.run(stop.clone()));
     let handle = tokio::runtime::Handle::current();
     std::thread::spawn(move || handle.block_on(stage.run()));

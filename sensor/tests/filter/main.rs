@@ -14,7 +14,7 @@ use sensor::{
     event::Operation,
     keys::Known,
     matcher::run_examples,
-    policy::{Directory, Namespace, Outcome, PolicySet, names},
+    policy::{Directory, Namespace, Outcome, PolicySet, names, wants_of},
 };
 use sensor_ebpf::{
     decide::{Opened, Reason, passes, without_path},
@@ -54,7 +54,7 @@ fn policies(rng: &mut Rng) -> Arc<PolicySet> {
             "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy",
             "metadata": {"name": format!("p{number}")},
             "spec": {
-                "subjects": "all", "paths": paths, "operations": rng.choice(OPERATIONS).unwrap(),
+                "subjects": "all", "podSelector": {"matchLabels": {"app": format!("p{}", number % 3)}}, "paths": paths, "operations": rng.choice(OPERATIONS).unwrap(),
                 "results": [rng.choice(["success", "denied"]).unwrap(), "success"],
             },
         });
@@ -85,9 +85,10 @@ enum Knows {
     Once,
 }
 
-/// Whether some policy wants it, by the whole language: the path that the opener has for it, and every home.
+/// Whether some policy of those that are `speaking` wants it, by the whole language: the path that the opener has for it, and
+/// every home.
 fn wants(
-    set: &PolicySet,
+    (set, speaking): (&PolicySet, &[u32]),
     world: &World,
     (mount, dentry): (usize, usize),
     done: &[Operation],
@@ -98,7 +99,8 @@ fn wants(
     for name in std::iter::once(&world.path(mount, dentry)).chain(&homes).flat_map(|path| names(path)) {
         set.matches(&name, Namespace::Unknown, |policy, _| {
             let spec = &set.policies[policy as usize].policy.spec;
-            wanted |= spec.results.contains(&Outcome::of(result))
+            wanted |= speaking.contains(&policy)
+                && spec.results.contains(&Outcome::of(result))
                 && spec.operations.iter().any(|operation| done.contains(operation));
         });
     }
@@ -162,7 +164,7 @@ impl Scene {
     }
 
     /// Opens something: why it passes, and whether some policy wants it; then also what it is.
-    fn open(&mut self, rng: &mut Rng) -> (Option<Reason>, Option<String>) {
+    fn open(&mut self, rng: &mut Rng) -> (Option<Reason>, &'static str, Option<String>) {
         // What was just opened is what is remembered.
         if rng.u8(..4) == 0 {
             self.last = self.world.file(rng);
@@ -174,11 +176,21 @@ impl Scene {
         let flags = *rng.choice(flags).unwrap();
         let result = if rng.u8(..10) == 0 { -13 } else { 0 };
         let file = Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
-        let passed = without_path(self.wants, classes(flags), result)
-            .unwrap_or_else(|| passes(&world, self.wants, classes(flags), file));
+        // Of a cgroup that nobody knows everything is wanted, of others what the policies want that speak of it.
+        let all = 0..self.set.policies.len() as u32;
+        let known = rng.bool();
+        let speaking: Vec<u32> = all.filter(|_| !known || rng.bool()).collect();
+        let mut asked =
+            if known { wants_of(&self.set.wants_of_each(), &speaking, rng.bool()) } else { self.wants };
+        if self.world.fault == Fault::Audience {
+            asked.audience &= asked.audience.wrapping_sub(1);
+        }
+        let passed = without_path(asked, classes(flags), result)
+            .unwrap_or_else(|| passes(&world, asked, classes(flags), file));
         let operations = operations(flags, is_directory);
-        let wanted = wants(&self.set, world, self.last, &operations, (result, self.knows));
-        (passed, wanted.then(|| self.told(flags)))
+        let wanted = wants((&self.set, &speaking), world, self.last, &operations, (result, self.knows));
+        let who = if known { "cgroup: known" } else { "cgroup: unknown" };
+        (passed, who, wanted.then(|| self.told(flags)))
     }
 
     fn told(&self, flags: u32) -> String {
@@ -204,7 +216,8 @@ fn run(
             if let Some(what) = scene.change(rng) {
                 count(what.to_owned());
             }
-            let (passed, wanted) = scene.open(rng);
+            let (passed, who, wanted) = scene.open(rng);
+            count(format!("{who}, {}", if wanted.is_some() { "wanted" } else { "not wanted" }));
             count(passed.map_or("stopped".to_owned(), |reason| format!("passed: {reason:?}")));
             if let Some(what) = wanted {
                 count("wanted".to_owned());
@@ -240,7 +253,8 @@ fn what_some_policy_wants_passes() {
     assert_eq!(missed, None, "wanted, and stopped");
     let all =
         ["policies", "rename", "mount", "mount moved", "wanted", "stopped", "passed: Name", "passed: Directory"];
-    for what in all.into_iter().chain(["passed: Everything", "passed: Failed"]) {
+    let also = ["passed: Everything", "passed: Failed", "cgroup: known, wanted", "cgroup: unknown, wanted"];
+    for what in all.into_iter().chain(also) {
         assert!(counts.get(what).is_some_and(|count| *count >= cases / 1000), "too few: {what}");
     }
 }
@@ -254,6 +268,7 @@ fn a_filter_that_is_not_sound_is_found_out() {
         (Knows::Once, Fault::Mounts),
         (Knows::Now, Fault::Swaps),
         (Knows::Now, Fault::Homes),
+        (Knows::Now, Fault::Audience),
     ] {
         let missed = run(&mut rng, 5_000_000, (knows, fault), &mut BTreeMap::new());
         println!("{fault:?}: {}", missed.as_deref().unwrap_or("not found"));

@@ -43,6 +43,8 @@ pub(crate) enum Fault {
     Swaps,
     /// Where else file systems are mounted is not known.
     Homes,
+    /// A policy that speaks of a cgroup is not known to do so.
+    Audience,
 }
 
 struct Dentry {
@@ -68,7 +70,7 @@ pub(crate) struct World {
     memory: Vec<Remembered>,
     /// The keys in use.
     pub(crate) words: Vec<u64>,
-    fault: Fault,
+    pub(crate) fault: Fault,
 }
 
 /// Addresses are indexes, from where no index is taken for a null pointer.

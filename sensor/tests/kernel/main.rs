@@ -3,6 +3,7 @@
 //! Every test runs in each capture mode that this kernel has, and says which those are. Needs root.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "the log tells in which modes each test ran")]
+mod cgroups;
 mod process;
 mod prototypes;
 mod share;
