@@ -12,7 +12,7 @@ use sensor_ebpf::{
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::{Error, recursion_misses};
+use super::{Error, opens::Opens, recursion_misses};
 use crate::keys::{Key, Keys};
 
 /// A table as the map holds it.
@@ -46,6 +46,7 @@ pub struct Filter {
     passed: PerCpuArray<MapData, u64>,
     /// Programs that tell of processes which change their cgroups; without all of them cgroups tell nothing.
     watchers: Option<Vec<RawFd>>,
+    opens: Option<Opens>,
     /// Whether the kernel has cgroups.
     has_cgroups: bool,
     state: State,
@@ -67,6 +68,7 @@ impl Filter {
             strays_lost: take(bpf, ".data.strays")?,
             passed: take(bpf, "PASSED")?,
             watchers: None,
+            opens: None,
             has_cgroups: false,
             state: State::NEW,
         })
@@ -79,7 +81,12 @@ impl Filter {
     /// When the kernel refuses; then the old ones stay.
     pub fn set(&mut self, keys: &Keys) -> Result<(), Error> {
         self.forget_cgroups()?;
-        self.swap(keys).map_err(|why| Error::Load("FILTER", why.into()))
+        let before = self.state.in_use();
+        // Before the keys, so that nothing is missed that they want; after them, so that nothing is that those before do.
+        self.opens.iter_mut().try_for_each(|opens| opens.attach_for([before, keys.wants]))?;
+        self.swap(keys).map_err(|why| Error::Load("FILTER", why.into()))?;
+        let wants = self.state.in_use();
+        self.opens.iter_mut().try_for_each(|opens| opens.detach_for(wants))
     }
 
     /// Says what is wanted of the processes in each cgroup, with the keys in use; of any other everything is.
@@ -180,6 +187,11 @@ impl Filter {
     fn sees_all(&self) -> bool {
         let watchers = self.watchers.iter().flatten();
         self.watchers.is_some() && watchers.filter_map(|program| recursion_misses(*program)).sum::<u64>() == 0
+    }
+
+    /// From now on it attaches and detaches the program that sees opens.
+    pub(super) fn attaches(&mut self, opens: Opens) {
+        self.opens = Some(opens);
     }
 
     /// From now on these programs tell of processes that change their cgroups.

@@ -5,7 +5,10 @@
 use aya::{
     Btf, Ebpf,
     maps::{MapData, ProgramArray},
-    programs::{FEntry, FExit, Program, ProgramError, ProgramInfo},
+    programs::{
+        BtfTracePoint, FEntry, FExit, Program, ProgramError, ProgramInfo, fentry::FEntryLinkId,
+        fexit::FExitLinkId, tp_btf::BtfTracePointLinkId,
+    },
 };
 use sensor_ebpf::{Hook, Part};
 
@@ -171,14 +174,42 @@ pub(super) fn globals(types: &Types) -> [(&'static str, u32); 3] {
 /// Prototypes of the function by which every dentry gets another name or another parent.
 const MOVE: &[&str] = &["void __d_move(struct dentry *dentry, struct dentry *target, bool exchange)"];
 
+/// A program that is attached, by what it is detached with.
+pub(super) enum Link {
+    Entry(FEntryLinkId),
+    Exit(FExitLinkId),
+    TracePoint(BtfTracePointLinkId),
+}
+
+/// Attaches a program that is loaded.
+pub(super) fn attach_again(program: &mut Program) -> Result<Link, ProgramError> {
+    if let Program::FEntry(program) = program {
+        program.attach().map(Link::Entry)
+    } else if let Program::FExit(program) = program {
+        program.attach().map(Link::Exit)
+    } else {
+        <&mut BtfTracePoint>::try_from(program)?.attach().map(Link::TracePoint)
+    }
+}
+
+/// Detaches it; it stays loaded.
+pub(super) fn detach(program: &mut Program, link: Link) -> Result<(), ProgramError> {
+    match link {
+        Link::Entry(link) => <&mut FEntry>::try_from(program)?.detach(link),
+        Link::Exit(link) => <&mut FExit>::try_from(program)?.detach(link),
+        Link::TracePoint(link) => <&mut BtfTracePoint>::try_from(program)?.detach(link),
+    }
+}
+
 /// Loads and attaches one program.
-pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
+pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<Link, Error> {
     attach_to(spec.program, spec.functions, bpf, types, btf)
 }
 
 /// The same of those that tell the filter of moved directories; the end of a move first, so that none begins without one.
 pub(super) fn attach_moves(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
-    ["d_move", "d_move_entry"].into_iter().try_for_each(|program| attach_to(program, MOVE, bpf, types, btf))
+    let mut attach = |program| attach_to(program, MOVE, bpf, types, btf).map(drop);
+    ["d_move", "d_move_entry"].into_iter().try_for_each(&mut attach)
 }
 
 /// Prototypes of the function by which processes change their cgroups.
@@ -187,7 +218,7 @@ const ATTACH: &[&str] =
 
 /// The same of the one that tells the filter of processes that change their cgroups.
 pub(super) fn attach_strays(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
-    attach_to("cgroup_attach_task", ATTACH, bpf, types, btf)
+    attach_to("cgroup_attach_task", ATTACH, bpf, types, btf).map(drop)
 }
 
 fn attach_to(
@@ -196,7 +227,7 @@ fn attach_to(
     bpf: &mut Ebpf,
     types: &Types,
     btf: &Btf,
-) -> Result<(), Error> {
+) -> Result<Link, Error> {
     let function = found(types, functions).and_then(function_of).ok_or_else(|| {
         let names = functions.iter().filter_map(|prototype| function_of(prototype)).collect::<Vec<_>>();
         Error::MissingFunction(names.join(" or "))
@@ -204,10 +235,13 @@ fn attach_to(
     let load = |why: ProgramError| Error::Load(name, why.into());
     let program = bpf.program_mut(name).ok_or(Error::MissingProgram(name))?;
     if let Program::FEntry(program) = program {
-        return attach_entry(program, function, btf).map_err(load);
+        program.load(function, btf).map_err(load)?;
+    } else {
+        let program: &mut FExit = program.try_into().map_err(load)?;
+        program.load(function, btf).map_err(load)?;
     }
-    let Program::FExit(program) = program else { return Err(Error::MissingProgram(name)) };
-    attach_exit(program, function, btf).map_err(load)
+    tell_size(name, program.info());
+    attach_again(program).map_err(load)
 }
 
 /// Loads the program that makes the record of an open, and puts it where the one that decides finds it. The kernel empties
@@ -226,18 +260,6 @@ pub(super) fn load_recorder(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<
     let mut programs = ProgramArray::try_from(map).map_err(|why| failed(why.into()))?;
     programs.set(0, &program, 0).map_err(|why| failed(why.into()))?;
     Ok(programs)
-}
-
-fn attach_entry(program: &mut FEntry, function: &str, btf: &Btf) -> Result<(), ProgramError> {
-    program.load(function, btf)?;
-    tell_size(function, program.info());
-    program.attach().map(drop)
-}
-
-fn attach_exit(program: &mut FExit, function: &str, btf: &Btf) -> Result<(), ProgramError> {
-    program.load(function, btf)?;
-    tell_size(function, program.info());
-    program.attach().map(drop)
 }
 
 /// How much the verifier looked at, from 5.16 on; it gives up after a million instructions.

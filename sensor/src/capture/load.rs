@@ -13,14 +13,16 @@ use aya::{
     programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun as _},
 };
 use rustix::process::{Resource, Rlimit};
-use sensor_ebpf::Hook;
+use sensor_ebpf::{Hook, table};
 
 use super::{
     Config, Error, Mode,
     btf::Types,
     filter::Filter,
-    hooks::{self, SPECS, Spec},
-    offsets, selftest,
+    hooks::{self, Link, SPECS, Spec},
+    offsets,
+    opens::Attached,
+    selftest,
 };
 use crate::{
     event::{CaptureMode, Operation},
@@ -37,6 +39,9 @@ pub(super) const PROCESS_TRACEPOINTS: [&str; 5] =
 /// Programs that tell the filter of processes which change their cgroups.
 const STRAY_PROGRAMS: [&str; 2] = ["cgroup_attach_task", "sched_process_fork"];
 
+/// The program that sees everything in the tracepoint mode.
+const SYS_EXIT: &str = "sys_exit";
+
 /// What was attached.
 pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
@@ -46,6 +51,8 @@ pub(super) struct Loaded {
     pub(super) mode: CaptureMode,
     /// What can be done to a file without being seen, sorted.
     pub(super) unseen: Vec<Operation>,
+    /// The program that sees opens.
+    pub(super) opens: Attached,
 }
 
 /// Loads and attaches; says which mode it came to.
@@ -94,13 +101,20 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     let mut bpf = object(globals, config.ring.as_u64())?;
     let mut filter = Filter::new(&mut bpf)?;
     let recorder = Some(hooks::load_recorder(&mut bpf, types, btf)?);
-    let mut lacking: Vec<Hook> = Vec::new();
+    let (mut lacking, mut opens) = (Vec::<Hook>::new(), None);
     for spec in SPECS {
         // A hook is of no use with a part of its programs.
         if lacking.contains(&spec.hook) {
             continue;
         }
-        let Err(why) = hooks::attach(spec, &mut bpf, types, btf) else { continue };
+        let why = match hooks::attach(spec, &mut bpf, types, btf) {
+            Ok(link) if spec.hook == Hook::DoFilpOpen => {
+                opens = Some(Attached { name: spec.program, link, classes: table::ALL });
+                continue;
+            }
+            Ok(_) => continue,
+            Err(why) => why,
+        };
         // Without opens there is no sensor; without another hook it is one that says what it does not see.
         let Some((what, _)) = hooks::needed_for(spec.hook) else { return Err(why) };
         tracing::warn!("{what} is not seen on this kernel: {why}");
@@ -123,7 +137,8 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
         Ok(()) => filter.watched_by(descriptors(&bpf, |name| STRAY_PROGRAMS.contains(&name))),
         Err(why) => tracing::warn!("the filter does not know whom policies speak of: {why}"),
     }
-    Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, unseen })
+    let opens = opens.ok_or(Error::MissingProgram("do_filp_open"))?;
+    Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, unseen, opens })
 }
 
 /// The hooks of which a program is attached and does not fire, beside those that are `lacking` already.
@@ -151,25 +166,29 @@ fn silent(bpf: &Ebpf, lacking: &[Hook]) -> Result<Vec<Hook>, Error> {
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
     let mut bpf = object(globals, config.ring.as_u64())?;
     let filter = Filter::new(&mut bpf)?;
-    attach_tracepoints(&mut bpf, &["sys_exit"], btf)?;
+    let link = attach_tracepoint(&mut bpf, SYS_EXIT, btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen: vec![Operation::Exec] })
+    // It sees all that is done to files by system calls.
+    let opens = Attached { name: SYS_EXIT, link, classes: table::ALL | table::CHANGE };
+    let unseen = vec![Operation::Exec];
+    Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen, opens })
 }
 
 /// Descriptors of the programs of such names, open as long as those are.
-pub(super) fn descriptors(bpf: &Ebpf, is_one: impl Fn(&str) -> bool) -> Vec<RawFd> {
+fn descriptors(bpf: &Ebpf, is_one: impl Fn(&str) -> bool) -> Vec<RawFd> {
     let programs = bpf.programs().filter(|(name, _)| is_one(name));
     programs.filter_map(|(_, program)| Some(program.fd().ok()?.as_fd().as_raw_fd())).collect()
 }
 
 fn attach_tracepoints(bpf: &mut Ebpf, names: &[&'static str], btf: &Btf) -> Result<(), Error> {
-    for name in names {
-        let program: &mut BtfTracePoint = program(bpf, name)?;
-        program.load(name, btf).map_err(|why| Error::Load(name, why.into()))?;
-        hooks::tell_size(name, program.info());
-        program.attach().map_err(|why| Error::Load(name, why.into()))?;
-    }
-    Ok(())
+    names.iter().try_for_each(|name| attach_tracepoint(bpf, name, btf).map(drop))
+}
+
+fn attach_tracepoint(bpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<Link, Error> {
+    let program: &mut BtfTracePoint = program(bpf, name)?;
+    program.load(name, btf).map_err(|why| Error::Load(name, why.into()))?;
+    hooks::tell_size(name, program.info());
+    Ok(Link::TracePoint(program.attach().map_err(|why| Error::Load(name, why.into()))?))
 }
 
 fn object(globals: &[(&str, u32)], ring: u64) -> Result<Ebpf, Error> {

@@ -8,6 +8,7 @@ mod hooks;
 mod load;
 mod names;
 mod offsets;
+mod opens;
 pub mod replay;
 mod selftest;
 mod shares;
@@ -19,10 +20,7 @@ use std::{
 };
 
 use anyhow::Context as _;
-use aya::{
-    Ebpf,
-    maps::{MapData, PerCpuArray, ProgramArray, RingBuf},
-};
+use aya::maps::{MapData, PerCpuArray, ProgramArray, RingBuf};
 use bytesize::ByteSize;
 use jiff::{SignedDuration, Timestamp};
 use rustix::time::ClockId;
@@ -34,7 +32,11 @@ use uuid::Uuid;
 
 pub use self::filter::{Filter, table};
 use self::shares::Shares;
-use self::{decode::Decoder, load::Loaded};
+use self::{
+    decode::Decoder,
+    load::Loaded,
+    opens::{Opens, Programs},
+};
 use crate::{
     event::{CaptureMode, Operation},
     hierarchy::Hierarchy,
@@ -180,7 +182,7 @@ pub enum Error {
 
 /// Attached programs, and the reader of the ring that they fill.
 pub struct Capture {
-    programs: Ebpf,
+    programs: Programs,
     recorder: Option<ProgramArray<MapData>>,
     unseen: Vec<Operation>,
     filter: Option<Filter>,
@@ -223,7 +225,8 @@ impl Capture {
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let Loaded { bpf: mut programs, recorder, filter, mode, unseen } = load::load(config, hierarchy)?;
+        let Loaded { bpf: mut programs, recorder, mut filter, mode, unseen, opens } =
+            load::load(config, hierarchy)?;
         memory::give_back();
         let shares = Shares::new(&mut programs)?;
         let mut map = |name| programs.take_map(name).ok_or(Error::MissingProgram(name));
@@ -253,6 +256,8 @@ impl Capture {
             notices,
             events,
         };
+        let programs = Programs::new(programs);
+        filter.attaches(Opens::new(programs.clone(), opens));
         Ok((Self { programs, recorder, unseen, filter: Some(filter), reader }, receiver))
     }
 
@@ -296,7 +301,7 @@ impl Capture {
         }
         reader.count_losses();
         reader.attached.clear();
-        drop(programs);
+        programs.end();
         // Only now: while they are attached they hand on to it.
         drop(recorder);
         // Nothing is added any more, so this drain ends with the ring and needs no second stop.
