@@ -1,4 +1,5 @@
-//! Of a cgroup of which no policy speaks the kernel reports nothing, unless somebody may be in there who came from a container.
+//! What the kernel need not look at: cgroups of which no policy speaks, unless somebody may be in there who came from a container;
+//! and opens, while no policy wants any.
 use std::{
     collections::HashMap,
     fs::{self, File},
@@ -145,4 +146,37 @@ fn go(way: &[&str], file: &Path, again: bool, filter: &mut Filter) {
         filter.set_cgroups(&wanted).unwrap();
         assert!(cgroups[way[0]].open(file, 1, &places).wait().unwrap().success());
     }
+}
+
+/// How many programs of these names are attached, of anybody.
+fn attached(names: &[&str]) -> usize {
+    let programs = aya::programs::loaded_programs().map(Result::unwrap);
+    let ids: Vec<u32> = programs
+        .filter(|program| program.name_as_str().is_some_and(|name| names.contains(&name)))
+        .map(|program| program.id())
+        .collect();
+    aya::programs::loaded_links().filter(|link| ids.contains(&link.as_ref().unwrap().program_id())).count()
+}
+
+#[test]
+fn what_nobody_wants_costs_nothing_and_is_seen_again_once_it_is_wanted() {
+    in_modes(|mode, directory| {
+        const PROGRAMS: [&str; 2] = ["do_filp_open", "sys_exit"];
+        let file = directory.join("file");
+        fs::write(&file, "").unwrap();
+        let (watch, mut filter) = Watch::filtered(mode);
+        let others = attached(&PROGRAMS) - 1;
+        let nothing = Keys::default();
+        let seen = block(watch.during(|| {
+            for round in 0..10 {
+                filter.set(&nothing).unwrap();
+                assert_eq!(attached(&PROGRAMS), others, "{mode:?}, round {round}");
+                File::open(&file).unwrap();
+                filter.set(&Keys { wants: EVERYTHING, ..Keys::default() }).unwrap();
+                assert_eq!(attached(&PROGRAMS), others + 1, "{mode:?}, round {round}");
+                File::open(&file).unwrap();
+            }
+        }));
+        assert_eq!(seen.below(directory).len(), 10, "{mode:?}");
+    });
 }
