@@ -178,7 +178,7 @@ const MOVE: &[&str] = &["void __d_move(struct dentry *dentry, struct dentry *tar
 pub(super) enum Link {
     Entry(FEntryLinkId),
     Exit(FExitLinkId),
-    TracePoint(BtfTracePointLinkId),
+    Tracing(BtfTracePointLinkId),
 }
 
 /// Attaches a program that is loaded.
@@ -188,7 +188,8 @@ pub(super) fn attach_again(program: &mut Program) -> Result<Link, ProgramError> 
     } else if let Program::FExit(program) = program {
         program.attach().map(Link::Exit)
     } else {
-        <&mut BtfTracePoint>::try_from(program)?.attach().map(Link::TracePoint)
+        let program: &mut BtfTracePoint = program.try_into()?;
+        program.attach().map(Link::Tracing)
     }
 }
 
@@ -197,7 +198,10 @@ pub(super) fn detach(program: &mut Program, link: Link) -> Result<(), ProgramErr
     match link {
         Link::Entry(link) => <&mut FEntry>::try_from(program)?.detach(link),
         Link::Exit(link) => <&mut FExit>::try_from(program)?.detach(link),
-        Link::TracePoint(link) => <&mut BtfTracePoint>::try_from(program)?.detach(link),
+        Link::Tracing(link) => {
+            let program: &mut BtfTracePoint = program.try_into()?;
+            program.detach(link)
+        }
     }
 }
 

@@ -129,7 +129,8 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     unseen.sort_unstable();
     unseen.dedup();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
-    match hooks::attach_moves(&mut bpf, types, btf) {
+    let moves = if config.watch_moves { hooks::attach_moves(&mut bpf, types, btf) } else { Ok(()) };
+    match moves {
         Ok(()) => filter.remember().map_err(|why| Error::Load("FILTER_STATE", why.into()))?,
         Err(why) => tracing::warn!("the filter looks at every directory again at each open: {why}"),
     }
@@ -188,7 +189,7 @@ fn attach_tracepoint(bpf: &mut Ebpf, name: &'static str, btf: &Btf) -> Result<Li
     let program: &mut BtfTracePoint = program(bpf, name)?;
     program.load(name, btf).map_err(|why| Error::Load(name, why.into()))?;
     hooks::tell_size(name, program.info());
-    Ok(Link::TracePoint(program.attach().map_err(|why| Error::Load(name, why.into()))?))
+    Ok(Link::Tracing(program.attach().map_err(|why| Error::Load(name, why.into()))?))
 }
 
 fn object(globals: &[(&str, u32)], ring: u64) -> Result<Ebpf, Error> {

@@ -72,6 +72,9 @@ pub struct Config {
     /// Tests take fewer, because the verifier's time grows with them.
     #[serde(skip)]
     pub walk_rounds: u32,
+    /// Tell the filter of directories that are moved. A test turns it off to show that it would find out.
+    #[serde(skip)]
+    pub watch_moves: bool,
 }
 
 impl Default for Config {
@@ -85,6 +88,7 @@ impl Default for Config {
             share: Share::default(),
             skip_self: true,
             walk_rounds: 1024,
+            watch_moves: true,
         }
     }
 }
