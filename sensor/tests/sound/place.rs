@@ -33,6 +33,7 @@ pub(crate) struct Place {
 impl Place {
     pub(crate) fn new() -> Self {
         let base = tempfile::tempdir().unwrap().keep().canonicalize().unwrap();
+        mount("tmpfs", &base, "tmpfs", MountFlags::empty(), None).unwrap();
         let mut place = Self { mark: base.join("mark"), base };
         fs::write(&place.mark, "").unwrap();
         let mut rng = Rng::with_seed(1);
@@ -84,21 +85,21 @@ impl Place {
                 "tmpfs"
             }
             // One that lies in the other would show itself.
-            1 if self.mounts().len() < MOUNTS && one != self.base && !one.starts_with(&other) => {
+            1 | 2 if self.mounts().len() < MOUNTS && one != self.base && !one.starts_with(&other) => {
                 mount_bind(&other, &one).unwrap();
                 "bind"
             }
-            2 => {
+            3 | 4 => {
                 let mounts = self.mounts();
                 // One with others below it cannot be.
                 let is_gone = |mount: &&PathBuf| unmount(*mount, UnmountFlags::empty()).is_ok();
                 if mounts.iter().rev().any(|mount| is_gone(&mount)) { "unmount" } else { "nothing" }
             }
-            3 if self.walk().0.len() < MOST => {
+            5 if self.walk().0.len() < MOST => {
                 self.make(rng);
                 "directory"
             }
-            4 | 5 => self.rename(rng, RenameFlags::EXCHANGE, "exchange"),
+            6 | 7 => self.rename(rng, RenameFlags::EXCHANGE, "exchange"),
             _ => self.rename(rng, RenameFlags::NOREPLACE, "rename"),
         }
     }
@@ -122,7 +123,7 @@ impl Place {
     /// Where something is mounted, the last one last.
     fn mounts(&self) -> Vec<PathBuf> {
         let mounts = known().mounts.into_iter().map(|mount| PathBuf::from(OsString::from_vec(mount.at)));
-        mounts.filter(|at| at.starts_with(&self.base)).collect()
+        mounts.filter(|at| at.starts_with(&self.base) && *at != self.base).collect()
     }
 
     /// A pattern of names that are there.
@@ -155,8 +156,9 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.mounts().iter().rev().for_each(|mount| unmount(mount, UnmountFlags::DETACH).unwrap());
-        fs::remove_dir_all(&self.base).unwrap();
+        // With all that is mounted in it.
+        unmount(&self.base, UnmountFlags::DETACH).unwrap();
+        fs::remove_dir(&self.base).unwrap();
     }
 }
 
