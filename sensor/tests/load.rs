@@ -16,6 +16,7 @@ mod schema;
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     fs,
     os::unix::fs::MetadataExt as _,
     path::Path,
@@ -31,6 +32,7 @@ use std::{
 use cluster::{Cluster, NewPod};
 use pipeline::{Cgroup, Pipeline, alone, wait_until};
 use running::Sensor;
+use serde_json::Value;
 
 /// How long the load lasts.
 fn seconds() -> Duration {
@@ -220,10 +222,10 @@ impl Drop for Pods {
     }
 }
 
-/// The sensor with the project's policies, in a memory cgroup of its own; its alerts go to a file in `state`.
-fn start_in(own: &Cgroup, binary: &std::ffi::OsStr, cluster: &Cluster, state: &Path) -> Sensor {
+/// The sensor with these policies, in a memory cgroup of its own; its records go to a file in `state`.
+fn start_in(own: &Cgroup, binary: &OsStr, policies: &Path, cluster: &Cluster, state: &Path) -> Sensor {
     let mut command = Command::new(binary);
-    command.args(["run", "--policies"]).arg(common::root().join("policies")).env_remove("LD_LIBRARY_PATH");
+    command.args(["run", "--policies"]).arg(policies).env_remove("LD_LIBRARY_PATH");
     for (name, value) in [
         ("ENRICH__KUBECONFIG", cluster.kubeconfig().display().to_string()),
         ("NODE__NAME", "n1".to_owned()),
@@ -251,7 +253,8 @@ fn with_250_pods_and_5000_processes_it_needs_less_than_48_mib() {
     let mut pods = Pods::make(&cluster);
     // Half are there before the sensor, half come after.
     pods.sleep(2500);
-    let sensor = start_in(&pods.own, &binary, &cluster, state.path());
+    let policies = common::root().join("policies");
+    let sensor = start_in(&pods.own, &binary, &policies, &cluster, state.path());
     pods.sleep(2500);
     // One open in each pod makes it look at pods, containers and programs.
     pods.containers.iter().for_each(|pod| pod.open(Path::new("/etc/shadow")));
@@ -288,6 +291,101 @@ fn with_250_pods_and_5000_processes_it_needs_less_than_48_mib() {
     );
     assert!(limited.is_ok() && killed == "0", "it needs more than {LIMIT} MiB: {limited:?}");
     assert!(named.len() == 250, "{} alerts of pods; of none: {other:#?}", named.len());
+}
+
+/// How long one pod opens a file at full speed, and how many files another opens meanwhile.
+const STORM: Duration = Duration::from_secs(60);
+const QUIET: usize = 1000;
+
+const WATCHING: &str = "apiVersion: pathwatch.dev/v1alpha1
+kind: ClusterPathPolicy
+metadata: {name: loud}
+spec: {paths: ['DIR/loud']}
+---
+apiVersion: pathwatch.dev/v1alpha1
+kind: ClusterPathPolicy
+metadata: {name: quiet}
+spec: {paths: ['DIR/quiet/*'], rateLimit: {perSecond: 1000, burst: 1000}}
+";
+
+/// The files, and policies for them.
+fn lay_out(place: &Path) {
+    fs::create_dir_all(place.join("quiet")).unwrap();
+    fs::create_dir_all(place.join("policies")).unwrap();
+    fs::write(place.join("loud"), "").unwrap();
+    (0..QUIET).for_each(|n| fs::write(place.join(format!("quiet/{n}")), "").unwrap());
+    let text = WATCHING.replace("DIR", &place.display().to_string());
+    fs::write(place.join("policies/p.yaml"), text).unwrap();
+}
+
+#[test]
+fn a_storm_in_one_pod_costs_no_other_its_alerts_and_is_told_of_that_pod() {
+    let Some(binary) = std::env::var_os("PATHWATCH_RELEASE") else {
+        println!("not run: PATHWATCH_RELEASE does not name a release build; make test does");
+        return;
+    };
+    let (cluster, state) = (Cluster::start(), tempfile::tempdir().unwrap());
+    let place = state.path().canonicalize().unwrap();
+    lay_out(&place);
+    let pods = ["loud", "quiet"].map(|name| {
+        let pod = cluster.create_pod(&NewPod { name, ..NewPod::default() });
+        Cgroup::make(&format!("/kubepods/burstable/pod{}/{}", pod.metadata.uid.unwrap(), container_id()))
+    });
+    let own = Cgroup::make("/pathwatch-storm");
+    let pods = Pods { own, containers: pods.into(), processes: Vec::new() };
+    let sensor = start_in(&pods.own, &binary, &place.join("policies"), &cluster, &place);
+    let dir = place.display();
+    let run = |pod: usize, script: &str| {
+        let mut shell = Command::new("sh");
+        shell.args(["-c", script]);
+        pods.containers[pod].spawn(&mut shell)
+    };
+    let records = || -> Vec<Value> {
+        let text = fs::read_to_string(place.join("alerts")).unwrap_or_default();
+        text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+    };
+    // The pod is known once it has had an alert.
+    run(1, &format!(": < {dir}/quiet/0")).wait().unwrap();
+    wait_until("the first alert", || add_up(&records(), "quiet")[0] == 1);
+    let script = format!("n=0; while ! [ -e {dir}/stop ]; do n=$((n+1)); : < {dir}/loud; done; echo $n > {dir}/n");
+    let mut loud = run(0, &script);
+    let began = Instant::now();
+    let pause = STORM.as_secs_f64() / QUIET as f64 - 0.005;
+    let script =
+        format!("n=1; while [ $n -lt {QUIET} ]; do : < {dir}/quiet/$n; n=$((n+1)); sleep {pause:.3}; done");
+    run(1, &script).wait().unwrap();
+    wait_until("the end of the storm", || began.elapsed() >= STORM);
+    fs::write(place.join("stop"), "").unwrap();
+    loud.wait().unwrap();
+    let opened: u64 = fs::read_to_string(place.join("n")).unwrap().trim().parse().unwrap();
+    wait_until("the last alert", || add_up(&records(), "quiet")[0] >= QUIET as u64);
+    sensor.stop();
+    let records = records();
+    let [alerts, repeats, limited, lost] = add_up(&records, "loud");
+    let quiet = add_up(&records, "quiet");
+    println!(
+        "{opened} opens of a storm in {:.0?}: {alerts} alerts, {repeats} repeats, {limited} limited, {lost} told as lost of that pod; {} of {QUIET} alerts of the other",
+        began.elapsed(),
+        quiet[0]
+    );
+    assert_eq!(quiet, [QUIET as u64, 0, 0, 0]);
+    assert_eq!(alerts + repeats + limited + lost, opened);
+    assert!(lost > opened / 2, "no storm");
+}
+
+/// What records say of a pod: alerts, repeats, alerts beyond a limit, and opens that the kernel did not report.
+fn add_up(records: &[Value], pod: &str) -> [u64; 4] {
+    let number = |record: &Value, at: &str| record.pointer(at).and_then(Value::as_u64).unwrap_or(0);
+    let of_pod = |record: &&Value| record.pointer("/orchestrator/resource/name").is_some_and(|name| name == pod);
+    records.iter().filter(of_pod).fold([0; 4], |[alerts, repeats, limited, lost], record| {
+        let is_alert = record["event"]["kind"] == "alert" && record["pathwatch"]["summary"].is_null();
+        [
+            alerts + u64::from(is_alert),
+            repeats + number(record, "/pathwatch/summary/suppressed"),
+            limited + number(record, "/pathwatch/summary/limited"),
+            lost + number(record, "/pathwatch/loss/count"),
+        ]
+    })
 }
 
 /// Removes the cgroups of a pod.
