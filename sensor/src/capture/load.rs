@@ -21,7 +21,7 @@ use super::{
     filter::Filter,
     hooks::{self, Link, SPECS, Spec},
     offsets,
-    opens::Attached,
+    opens::{self, Attached},
     selftest,
 };
 use crate::{
@@ -109,7 +109,8 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
         }
         let why = match hooks::attach(spec, &mut bpf, types, btf) {
             Ok(link) if spec.hook == Hook::DoFilpOpen => {
-                opens = Some(Attached { name: spec.program, link, classes: table::ALL });
+                let returns = opens::tracing_returns();
+                opens = Some(Attached { name: spec.program, link, classes: table::ALL, returns });
                 continue;
             }
             Ok(_) => continue,
@@ -170,7 +171,7 @@ fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loa
     let link = attach_tracepoint(&mut bpf, SYS_EXIT, btf)?;
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     // It sees all that is done to files by system calls.
-    let opens = Attached { name: SYS_EXIT, link, classes: table::ALL | table::CHANGE };
+    let opens = Attached { name: SYS_EXIT, link, classes: table::ALL | table::CHANGE, returns: true };
     let unseen = vec![Operation::Exec];
     Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen, opens })
 }

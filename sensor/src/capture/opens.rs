@@ -1,7 +1,7 @@
 //! The program that sees opens is attached as long as anything is wanted of any: what nobody wants costs nothing.
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::Ebpf;
+use aya::{Ebpf, util::KernelVersion};
 use sensor_ebpf::table::Wants;
 
 use super::{
@@ -35,6 +35,14 @@ pub(super) struct Attached {
     pub(super) link: Link,
     /// What it sees.
     pub(super) classes: u8,
+    /// It can be attached again after it was detached.
+    pub(super) returns: bool,
+}
+
+/// Whether a program at a function of the kernel can be attached again: from 5.13 on (bpf_tracing_prog_attach() in
+/// kernel/bpf/syscall.c).
+pub(super) fn tracing_returns() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 13, 0))
 }
 
 /// The one that sees opens.
@@ -44,11 +52,12 @@ pub(super) struct Opens {
     /// None while it is not attached.
     link: Option<Link>,
     classes: u8,
+    returns: bool,
 }
 
 impl Opens {
-    pub(super) fn new(programs: Programs, Attached { name, link, classes }: Attached) -> Self {
-        Self { programs, name, link: Some(link), classes }
+    pub(super) fn new(programs: Programs, Attached { name, link, classes, returns }: Attached) -> Self {
+        Self { programs, name, link: Some(link), classes, returns }
     }
 
     /// Attaches it, if one of them wants what it sees.
@@ -64,7 +73,8 @@ impl Opens {
 
     /// Detaches it, if `wants` wants nothing of what it sees.
     pub(super) fn detach_for(&mut self, wants: Wants) -> Result<(), Error> {
-        if !wants.any(self.classes)
+        if self.returns
+            && !wants.any(self.classes)
             && let Some(link) = self.link.take()
         {
             let detach = |bpf: &mut Ebpf| bpf.program_mut(self.name).map(|program| hooks::detach(program, link));
