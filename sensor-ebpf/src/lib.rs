@@ -4,6 +4,7 @@
 //! stand as components, leaf first: a little-endian `u16` length and that many bytes of name each. A length of zero
 //! marks a crossing from a mount to the mount it sits on. Arguments end with a NUL each.
 #![no_std]
+#![cfg_attr(test, expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking"))]
 
 pub mod cgroups;
 pub mod decide;
