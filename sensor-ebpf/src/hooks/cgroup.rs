@@ -26,7 +26,10 @@ fn cgroup_mkdir(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "cgroup_rmdir")]
 fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
     try_cgroup(ctx.arg(0), Hook::CgroupRmdir);
-    maps::forget_stray(cgroup_id(Address, ctx.arg(0)));
+    // Each hierarchy numbers its own.
+    if is_ours(ctx.arg(0)) {
+        maps::forget_stray(cgroup_id(Address, ctx.arg(0)));
+    }
     0
 }
 
