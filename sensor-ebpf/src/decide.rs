@@ -33,7 +33,7 @@ pub enum Reason {
     Failed = 4,
     /// Too deep, on too many mounts, or in a file system that user space does not know yet.
     Unknown = 5,
-    /// The policies changed meanwhile.
+    /// The keys, or what is wanted of cgroups, changed meanwhile.
     Changed = 6,
 }
 
@@ -57,15 +57,12 @@ pub struct Valid {
     pub event: u64,
 }
 
-/// What is remembered of a directory, as a mount shows it. It is the same directory as long as it has the same name in the
-/// same directory.
+/// What is remembered of a directory, as a mount shows it.
 #[derive(Clone, Debug, Default)]
 #[repr(C)]
 pub struct Remembered {
     /// `struct dentry *`.
     pub dentry: Cell<u64>,
-    /// `d_parent`.
-    pub parent: Cell<u64>,
     /// `struct vfsmount *`.
     pub mount: Cell<u64>,
     /// [`Valid::epoch`]; zero where nothing is remembered.
@@ -74,8 +71,8 @@ pub struct Remembered {
     pub namespace: Cell<u64>,
     /// [`Valid::event`].
     pub event: Cell<u64>,
-    /// `d_name.hash`.
-    pub hash: Cell<u32>,
+    /// [`Kernel::deaths`]: as long as it is the same, it is the same directory.
+    pub deaths: Cell<u32>,
     /// What it means to the files in it.
     pub meaning: Cell<u32>,
 }
@@ -87,7 +84,7 @@ pub struct Opened {
     pub dentry: u64,
     /// `struct vfsmount *`.
     pub mount: u64,
-    /// `i_nlink`; zero where that does not count.
+    /// `i_nlink`; of a directory zero, which has one name: its other links are `.` and the `..` of those in it.
     pub links: u32,
 }
 
@@ -95,8 +92,6 @@ pub struct Opened {
 pub trait Dentries {
     /// `d_parent`; of a root it is itself.
     fn parent(&self, dentry: u64) -> u64;
-    /// `d_name.hash`.
-    fn name_hash(&self, dentry: u64) -> u32;
     /// `d_name.len`.
     fn name_len(&self, dentry: u64) -> u32;
     /// Whether the name stands in the dentry itself.
@@ -113,9 +108,9 @@ pub trait Kernel {
     type Near: Dentries;
     /// Any others.
     type Far: Dentries;
-    /// Those.
+    /// Reads dentries that are reached by typed pointers from the file.
     fn near(&self) -> Self::Near;
-    /// And those.
+    /// Reads any other, by the helper.
     fn far(&self) -> Self::Far;
     /// `s_dev` of the file system that the file's dentry is in.
     fn device(&self, dentry: u64) -> u32;
@@ -123,10 +118,14 @@ pub trait Kernel {
     fn mount(&self, mount: u64) -> Mount;
     /// What holds now; None while a directory is being moved, and where that is not known.
     fn valid(&self) -> Option<Valid>;
-    /// The keys in use.
+    /// The keys that were in use when it was asked what policies want.
     fn table(&self) -> Option<&Table>;
-    /// Where a directory whose name has this hash is remembered.
-    fn memory(&self, hash: u32) -> Option<&Remembered>;
+    /// Whether these, and what policies want, are still in use.
+    fn is_current(&self) -> bool;
+    /// Where a directory is remembered, by its dentry.
+    fn memory(&self, dentry: u64) -> Option<&Remembered>;
+    /// How many dentries have been freed whose [`place_of`] is that of this one: it was none of them if the number is the same.
+    fn deaths(&self, dentry: u64) -> u32;
 }
 
 /// Where a mount stands.
@@ -142,10 +141,20 @@ pub struct Mount {
     pub root: u64,
 }
 
+/// Places for what is counted by dentries.
+pub const PLACES: usize = 1 << 16;
+
+/// That of a dentry.
 #[inline(always)]
-fn hash_of<D: Dentries>(dentries: &D, dentry: u64) -> u64 {
+#[must_use]
+pub const fn place_of(dentry: u64) -> usize {
+    (dentry.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+}
+
+#[inline(always)]
+fn hash_of<D: Dentries>(dentries: &D, table: &Table, dentry: u64) -> u64 {
     let len = dentries.name_len(dentry);
-    let mut hash = start(len);
+    let mut hash = start(table.seed, len);
     if dentries.is_inline(dentry) {
         for at in 0..WORDS {
             if len as usize <= 8 * at {
@@ -164,7 +173,7 @@ fn hash_of<D: Dentries>(dentries: &D, dentry: u64) -> u64 {
     hash
 }
 
-/// What everything passes for that nobody knows.
+/// In what a directory means: not known, so that every open passes.
 const UNKNOWN: u32 = 1 << 9;
 
 /// Which of [`Table::wanted`] is about this result, zero or a negative errno.
@@ -180,10 +189,26 @@ const fn outcome(result: i32) -> usize {
     }
 }
 
+/// Why an open passes, if it does: of these classes, with this result (zero or a negative errno), where policies want this.
+#[inline(always)]
+pub fn passes<K: Kernel>(
+    kernel: &K,
+    wants: Wants,
+    (classes, result): (u8, i32),
+    file: impl FnOnce() -> Opened,
+) -> Option<Reason> {
+    let reason = match without_path(wants, classes, result) {
+        Some(decided) => decided,
+        None => by_path(kernel, wants, classes, file()),
+    };
+    // A table that is no longer in use is being written over.
+    if kernel.is_current() { reason } else { Some(Reason::Changed) }
+}
+
 /// Whether an open of these classes that ended so needs no look at the path: None if it does.
 #[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
 #[inline(always)]
-pub fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Reason>> {
+fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Reason>> {
     if wants.wanted[outcome(result) & 3] & classes == 0 {
         return Some(None);
     }
@@ -194,21 +219,21 @@ pub fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Rea
     if result != 0 { Some(Some(Reason::Failed)) } else { None }
 }
 
-/// Why an open of these classes passes, if it does.
+/// Why an open of these classes passes, if it does, by the file's names.
 #[inline(always)]
-pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) -> Option<Reason> {
+fn by_path<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) -> Option<Reason> {
     if file.links > 1 {
         return Some(Reason::Links);
     }
     let near = kernel.near();
     let directory = near.parent(file.dentry);
-    let (parent, hash) = (near.parent(directory), near.name_hash(directory));
-    let meaning = match (kernel.valid(), kernel.memory(hash)) {
+    // It lives as long as the file is open.
+    let deaths = kernel.deaths(directory);
+    let meaning = match (kernel.valid(), kernel.memory(directory)) {
         // The root of a file system is not in a directory.
         (Some(valid), Some(known)) if directory != file.dentry => {
             if known.dentry.get() == directory
-                && known.parent.get() == parent
-                && known.hash.get() == hash
+                && known.deaths.get() == deaths
                 && known.mount.get() == file.mount
                 && known.epoch.get() == valid.epoch
                 && known.namespace.get() == valid.namespace
@@ -218,9 +243,8 @@ pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) ->
             } else {
                 known.epoch.set(0);
                 known.dentry.set(directory);
-                known.parent.set(parent);
                 known.mount.set(file.mount);
-                known.hash.set(hash);
+                known.deaths.set(deaths);
                 known.namespace.set(valid.namespace);
                 known.event.set(valid.event);
                 learn(kernel, file, known, valid.epoch)
@@ -238,7 +262,7 @@ pub fn passes<K: Kernel>(kernel: &K, wants: Wants, classes: u8, file: Opened) ->
         return None;
     }
     let Some(table) = kernel.table() else { return Some(Reason::Unknown) };
-    wants.include(of_file(table.key(hash_of(&near, file.dentry))), classes).then_some(Reason::Name)
+    wants.include(of_file(table.key(hash_of(&near, table, file.dentry))), classes).then_some(Reason::Name)
 }
 
 /// Looks at the names above the file, and remembers what they mean if that is so for all files in the directory.
@@ -269,7 +293,7 @@ fn look<K: Kernel>(kernel: &K, file: Opened) -> (u32, u64) {
     let mut here = kernel.mount(mount);
     // What is right in the root of a mount may be right below `/`.
     if near.parent(dentry) == here.root {
-        meaning |= table.key(hash(b"/")) & NAMES;
+        meaning |= table.key(hash(table.seed, b"/")) & NAMES;
     }
     // What is the root of its mount is not called by the directory that it is in.
     let namespace = if dentry == here.root { 0 } else { here.namespace };
@@ -280,7 +304,7 @@ fn look<K: Kernel>(kernel: &K, file: Opened) -> (u32, u64) {
         // A file may be mounted on a file: then it is called as that is.
         is_file = is_file && dentry == here.root;
         if is_file {
-            meaning |= of_file(table.key(hash_of(&far, here.mountpoint)));
+            meaning |= of_file(table.key(hash_of(&far, table, here.mountpoint)));
         }
         meaning |= above::<_, MOUNT_DEPTH>(&far, table, here.mountpoint);
         (dentry, mount) = (here.mountpoint, here.parent);
@@ -303,7 +327,7 @@ fn above<D: Dentries, const LEVELS: usize>(dentries: &D, table: &Table, director
         if parent == dentry {
             return meaning;
         }
-        let key = of_directory(table.key(hash_of(dentries, dentry)));
+        let key = of_directory(table.key(hash_of(dentries, table, dentry)));
         // In which directory a file is right in matters to its own name only.
         meaning |= if level == 0 { key } else { key & !NAMES };
         // What kubelet calls a generation of a volume is not part of the path by which its files are known.

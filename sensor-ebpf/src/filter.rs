@@ -2,7 +2,7 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns};
 use sensor_ebpf::{
     Hook, Loss, Part,
-    decide::{Dentries, Kernel, Mount, Opened, Reason, Remembered, Valid, passes, without_path},
+    decide::{Dentries, Kernel, Mount, Opened, Remembered, Valid, passes},
     share::take,
     table::{HOST, Table, WORDS, Wants, classes},
 };
@@ -13,8 +13,8 @@ use crate::{
     kernel::{
         Address, DENTRY_D_INLINE, DENTRY_D_NAME, DENTRY_D_PARENT, DENTRY_D_SB, FILE_F_INODE, FILE_F_PATH,
         HAS_TASK_BTF, INODE_I_NLINK, MNT_NAMESPACE_EVENT, MOUNT_MNT, MOUNT_MNT_NS, Memory, MountParts,
-        REPORT_SELF, SELF_TGID, SHARE_BURST, SHARE_INTERVAL, SUPER_BLOCK_S_DEV, Typed, constant, load,
-        mount_parts, path_at, read,
+        REPORT_SELF, SELF_TGID, SHARE_BURST, SHARE_INTERVAL, SUPER_BLOCK_S_DEV, Typed, constant, is_directory,
+        load, mount_parts, path_at, read,
     },
     maps::{self, count_fired, count_loss, count_passed, next_sequence},
     path::{LEN, NAME},
@@ -24,7 +24,7 @@ use crate::{
 /// False for what the sensor does itself: reporting it would feed on itself. That it came by here is counted, which
 /// shows that the program is not only attached but runs.
 #[inline(always)]
-pub(crate) fn wanted(hook: Hook, part: Part) -> bool {
+pub(crate) fn is_foreign(hook: Hook, part: Part) -> bool {
     if (bpf_get_current_pid_tgid() >> 32) as usize != constant(&SELF_TGID) {
         return true;
     }
@@ -70,10 +70,14 @@ pub(crate) fn ask() -> Option<Asked> {
 /// Whether some policy may want an open of `file`, a `struct file *` that the verifier knows as one; `result` is zero or a
 /// negative errno.
 #[inline(always)]
-pub(crate) fn wants_open(asked: Asked, file: u64, flags: u32, result: i32) -> bool {
-    let reason = why(asked, file, flags, result);
-    // A table that is no longer in use is being written over.
-    let reason = if maps::filter_swaps() == asked.swaps { reason } else { Some(Reason::Changed) };
+pub(crate) fn wants_open(Asked { swaps, wants }: Asked, file: u64, flags: u32, result: i32) -> bool {
+    let opened = || {
+        let inode: u64 = load(file, constant(&FILE_F_INODE));
+        let (mount, dentry) = path_at(Typed, file, constant(&FILE_F_PATH));
+        let links: u32 = load(inode, constant(&INODE_I_NLINK));
+        Opened { dentry, mount, links: if links > 1 && is_directory(inode) { 0 } else { links } }
+    };
+    let reason = passes(&Running { swaps }, wants, (classes(flags), result), opened);
     if let Some(reason) = reason {
         count_passed(reason);
     }
@@ -105,25 +109,17 @@ fn wants_word(swaps: u64) -> u64 {
 /// A task goes from one cgroup to another. Policies judge it by both if it was in a container, and then the other may be any; one of
 /// the host is where it has gone, as is what a runtime starts.
 #[inline(always)]
-pub(crate) fn moves(from: u64, to: u64) {
+pub(crate) fn migrates(from: u64, to: u64) {
     let is_host = |wants: Wants| wants.flags & HOST != 0;
+    let swaps = maps::filter_swaps();
     let stays = from == to
-        || maps::cgroups(maps::filter_swaps()).wants(from).is_some_and(is_host) && !maps::is_stray(from);
+        || maps::cgroups(swaps).wants(from).is_some_and(is_host)
+            && !maps::is_stray(from)
+            // Else it may have been read while it was written over.
+            && maps::filter_swaps() == swaps;
     if !stays {
         maps::stray(to);
     }
-}
-
-#[inline(always)]
-fn why(Asked { swaps, wants }: Asked, file: u64, flags: u32, result: i32) -> Option<Reason> {
-    let classes = classes(flags);
-    if let Some(decided) = without_path(wants, classes, result) {
-        return decided;
-    }
-    let inode: u64 = load(file, constant(&FILE_F_INODE));
-    let (mount, dentry) = path_at(Typed, file, constant(&FILE_F_PATH));
-    let opened = Opened { dentry, mount, links: load(inode, constant(&INODE_I_NLINK)) };
-    passes(&Running { swaps }, wants, classes, opened)
 }
 
 /// The kernel that this runs in.
@@ -138,11 +134,6 @@ impl<M: Memory> Dentries for By<M> {
     #[inline(always)]
     fn parent(&self, dentry: u64) -> u64 {
         self.0.get(dentry, constant(&DENTRY_D_PARENT))
-    }
-
-    #[inline(always)]
-    fn name_hash(&self, dentry: u64) -> u32 {
-        self.0.get(dentry, constant(&DENTRY_D_NAME))
     }
 
     #[inline(always)]
@@ -201,13 +192,14 @@ impl Kernel for Running {
     fn valid(&self) -> Option<Valid> {
         let (moves, epoch) = (maps::moves()?, maps::filter_epoch());
         // What an open finds in the table before a swap it must not remember as of the epoch after it.
-        if epoch == 0 || maps::filter_swaps() != self.swaps {
+        if epoch == 0 || !self.is_current() {
             return None;
         }
         let namespace = task::mount_namespace();
         let at = constant(&MNT_NAMESPACE_EVENT);
         let event = if constant(&HAS_TASK_BTF) != 0 { load(namespace, at) } else { read(namespace, at) };
-        Some(Valid { epoch: epoch + moves, namespace, event })
+        // Zero until something is mounted in it: not told from the zero of another that has stood there.
+        (event != 0).then_some(Valid { epoch: epoch + moves, namespace, event })
     }
 
     #[inline(always)]
@@ -216,7 +208,17 @@ impl Kernel for Running {
     }
 
     #[inline(always)]
-    fn memory(&self, hash: u32) -> Option<&Remembered> {
-        maps::remembered(hash)
+    fn is_current(&self) -> bool {
+        maps::filter_swaps() == self.swaps
+    }
+
+    #[inline(always)]
+    fn memory(&self, dentry: u64) -> Option<&Remembered> {
+        maps::remembered(dentry)
+    }
+
+    #[inline(always)]
+    fn deaths(&self, dentry: u64) -> u32 {
+        maps::deaths(dentry)
     }
 }

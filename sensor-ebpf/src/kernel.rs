@@ -36,7 +36,7 @@ globals! {
     CGROUP_HIERARCHY,
     FILE_F_PATH, FILE_F_INODE, FILE_F_FLAGS, FILE_F_MODE,
     PATH_MNT, PATH_DENTRY,
-    DENTRY_D_PARENT, DENTRY_D_NAME, DENTRY_D_HASH, DENTRY_D_FLAGS, DENTRY_D_INODE, DENTRY_D_INLINE, DENTRY_D_SB,
+    DENTRY_D_PARENT, DENTRY_D_NAME, DENTRY_D_HASH, DENTRY_D_FLAGS, DENTRY_D_INODE, DENTRY_D_INLINE, DENTRY_D_SB, DENTRY_D_RCU,
     INODE_I_INO, INODE_I_MODE, INODE_I_NLINK, INODE_I_SB, SUPER_BLOCK_S_DEV,
     MOUNT_MNT, MOUNT_MNT_PARENT, MOUNT_MNT_MOUNTPOINT, MOUNT_MNT_NS, MOUNT_MNT_MOUNTS, MOUNT_MNT_CHILD, VFSMOUNT_MNT_ROOT,
     TASK_FLAGS, TASK_PID, TASK_COMM,
@@ -133,6 +133,15 @@ pub(crate) fn read_text<const N: usize>(address: u64, to: &mut [u8; N]) {
 #[inline(always)]
 pub(crate) fn is_error(pointer: u64) -> bool {
     pointer > -4096i64 as u64
+}
+
+/// Whether a `struct inode *` that the verifier knows as one is a directory's.
+#[inline(always)]
+pub(crate) fn is_directory(inode: u64) -> bool {
+    // S_IFMT and S_IFDIR of include/uapi/linux/stat.h.
+    const TYPE: u16 = 0o170_000;
+    const DIRECTORY: u16 = 0o040_000;
+    load::<u16>(inode, constant(&INODE_I_MODE)) & TYPE == DIRECTORY
 }
 
 /// The `(mount, dentry)` of the `struct path` at `address + offset`, the mount as `struct vfsmount *`.

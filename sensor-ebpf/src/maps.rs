@@ -1,5 +1,5 @@
 //! Everything that outlives one run of a program.
-use core::cell::UnsafeCell;
+use core::cell::{Cell, UnsafeCell};
 
 use aya_ebpf::{
     helpers::bpf_get_current_pid_tgid,
@@ -9,7 +9,7 @@ use aya_ebpf::{
 use sensor_ebpf::{
     HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
     cgroups::Cgroups,
-    decide::{REASONS, Reason, Remembered},
+    decide::{PLACES, REASONS, Reason, Remembered, place_of},
     table::{CGROUPS, State, TABLE, Table, Wants},
 };
 
@@ -18,6 +18,20 @@ use crate::record::Scratch;
 /// Records on their way to user space. The loader sets the size.
 #[map]
 pub(crate) static EVENTS: RingBuf = RingBuf::with_byte_size(8 << 20, 0);
+
+/// Whether there is room for what processes do: they may fill half of the ring, for a storm of them must not cost anybody's opens a
+/// record. If there is none, what would have been recorded is numbered and counted as lost.
+#[inline(always)]
+pub(crate) fn has_room(hook: Hook) -> bool {
+    // BPF_RB_AVAIL_DATA and BPF_RB_RING_SIZE of include/uapi/linux/bpf.h.
+    let (filled, size) = (EVENTS.query(0), EVENTS.query(1));
+    if filled <= size / 2 {
+        return true;
+    }
+    next_sequence(hook);
+    count_loss(hook, Loss::RingFull);
+    false
+}
 
 /// Records given up, by `hook * LOSS_REASONS + reason`. Each program adds only to slots of its own, so that
 /// another program that interrupts it on the same CPU cannot swallow an increment.
@@ -77,6 +91,10 @@ static MOVES_BEGUN: Word = Word::new();
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.moves")]
 static MOVES_ENDED: Word = Word::new();
+/// Dentries that have been freed, by their places.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = ".data.deaths")]
+static DEATHS: Shared<[Cell<u32>; PLACES]> = Shared([const { Cell::new(0) }; PLACES]);
 /// What is wanted of the processes in each cgroup: what is in use, and what was before, which becomes the next.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.even")]
@@ -138,7 +156,8 @@ impl Word {
 /// What programs on several CPUs use, in cells.
 struct Shared<T>(T);
 
-// SAFETY: this machine has no threads; programs on other CPUs see each cell whole, as with [`Word`].
+// SAFETY: programs on other CPUs, and user space, race for aligned cells only, each of which one instruction reads or writes; what was read
+// too early is found out by reading `swaps` again.
 unsafe impl<T> Sync for Shared<T> {}
 
 /// [`State::swaps`].
@@ -159,7 +178,7 @@ pub(crate) fn filter_epoch() -> u64 {
 #[inline(always)]
 pub(crate) fn filter_wants(swaps: u64) -> Wants {
     let [even, odd] = &FILTER_STATE.wants;
-    // SAFETY: as above; any bytes are a value, and they are one word.
+    // SAFETY: as above; any bytes are a value, and it is aligned as one word and read by one instruction.
     unsafe { core::ptr::from_ref(if swaps & TABLE == 0 { even } else { odd }).read_volatile() }
 }
 
@@ -218,10 +237,36 @@ pub(crate) fn end_move() {
     MOVES_ENDED.store(MOVES_BEGUN.load());
 }
 
-/// Where a directory of that name is remembered on this CPU. Only `do_filp_open` uses it, which does not interrupt itself.
+/// A dentry is going to be freed. That another CPU may lose one more than it counts does no harm: what is counted differs from all
+/// that has been seen before it, since who has seen the other was in an open that RCU waits for, too.
 #[inline(always)]
-pub(crate) fn remembered(name_hash: u32) -> Option<&'static Remembered> {
-    let slot = REMEMBERED.get_ptr_mut(name_hash & (REMEMBERED_LEN - 1))?;
+pub(crate) fn dies(dentry: u64) {
+    let deaths = death(dentry);
+    deaths.set(deaths.get().wrapping_add(1));
+}
+
+/// How many have been in the place of this one.
+#[inline(always)]
+pub(crate) fn deaths(dentry: u64) -> u32 {
+    death(dentry).get()
+}
+
+#[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
+#[inline(always)]
+fn death(dentry: u64) -> &'static Cell<u32> {
+    &DEATHS.0[place(dentry) & (PLACES - 1)]
+}
+
+/// The place of a dentry. The verifier allows no arithmetic with a pointer but to take it from another; then it is a number.
+#[inline(always)]
+fn place(dentry: u64) -> usize {
+    place_of(dentry.wrapping_sub(&raw const DEATHS as u64))
+}
+
+/// Where a directory is remembered on this CPU, by its dentry. Only `do_filp_open` uses it, which does not interrupt itself.
+#[inline(always)]
+pub(crate) fn remembered(dentry: u64) -> Option<&'static Remembered> {
+    let slot = REMEMBERED.get_ptr_mut(place(dentry) as u32 & (REMEMBERED_LEN - 1))?;
     // SAFETY: this CPU's slot, words of which any are a value; the one program that uses it is not run in the middle of itself.
     Some(unsafe { &*slot.cast::<Remembered>() })
 }

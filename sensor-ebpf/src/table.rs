@@ -72,10 +72,12 @@ impl Wants {
 #[derive(FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Table {
+    /// What [`hash`] begins with, so that nobody who names files or writes policies can tell which names stand in each other's way.
+    pub seed: u64,
     /// The keys: from the highest bit 32 of [`hash`], then the audience, [`NAMES`] of a directory, its classes, and those of
     /// a file's name in four bits each. Zero where nothing stands.
     pub names: [u64; SLOTS],
-    /// What else a file system is called where others see it: device in the upper half; below it the audience, [`CLEAN`] and
+    /// What else a file system is called where others see it: device in the upper half; below it the audience, [`KNOWN`] and
     /// what that means to all that is in it.
     pub devices: [u64; DEVICES],
 }
@@ -113,19 +115,27 @@ pub const TABLE: u64 = 1;
 /// The bit of it that says which cgroups are.
 pub const CGROUPS: u64 = 2;
 
-/// Of a device: it is known.
-pub const CLEAN: u32 = 1 << 15;
+/// Of a device: it is known. Also keeps what stands for it from being zero.
+pub const KNOWN: u32 = 1 << 15;
 
 /// Starts the hash of a name of `len` bytes.
 #[inline(always)]
-pub(crate) const fn start(len: u32) -> u64 {
-    (len as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+pub(crate) const fn start(seed: u64, len: u32) -> u64 {
+    (len as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed
 }
 
 #[inline(always)]
 pub(crate) const fn mix(hash: u64, word: u64) -> u64 {
     let hash = (hash ^ word).wrapping_mul(0xd6e8_feb8_6659_fd93);
     hash ^ hash >> 32
+}
+
+/// Where a name of this hash is looked for in [`Table::names`] first.
+#[inline(always)]
+#[must_use]
+pub const fn place_of(hash: u64) -> usize {
+    // What the end of a name changes in the hash must change this: these bits depend on all others.
+    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 
 /// Where a device is looked for in [`Table::devices`] first.
@@ -142,11 +152,12 @@ pub(crate) const fn masked(word: u64, len: u32, at: usize) -> u64 {
     if left >= 8 { word } else { word & ((1 << (8 * left)) - 1) }
 }
 
-/// The hash of a name, as keys have it.
+/// The hash of a name, as keys have it in a table of this seed.
 #[must_use]
 #[inline(always)]
-pub fn hash(name: &[u8]) -> u64 {
-    let (mut hash, len) = (start(name.len() as u32), name.len() as u32);
+pub fn hash(seed: u64, name: &[u8]) -> u64 {
+    let len = name.len() as u32;
+    let mut hash = start(seed, len);
     for (at, chunk) in name.chunks(8).take(WORDS).enumerate() {
         let mut word = [0; 8];
         word.iter_mut().zip(chunk).for_each(|(to, from)| *to = *from);
@@ -161,7 +172,7 @@ impl Table {
     #[inline(always)]
     pub(crate) fn key(&self, hash: u64) -> u32 {
         for probe in 0..PROBES {
-            let entry = self.names[(hash as usize).wrapping_add(probe) & (SLOTS - 1)];
+            let entry = self.names[place_of(hash).wrapping_add(probe) & (SLOTS - 1)];
             if entry == 0 {
                 break;
             }
@@ -183,7 +194,7 @@ impl Table {
                 break;
             }
             if (entry >> 32) as u32 == device {
-                return Some(entry as u32 & !CLEAN);
+                return Some(entry as u32 & !KNOWN);
             }
         }
         None

@@ -19,6 +19,10 @@ use crate::{
 /// nobody has thought of.
 const FORGET: Duration = Duration::from_secs(1);
 
+/// Said when the kernel's table has no place for a name.
+const FULL: &str = "the policies' paths have more names than the kernel's filter has places for (about 30,000 are sure to fit): every \
+                    open is matched in user space until there are fewer paths";
+
 /// Hands on every set of `policies` to `in_force` after the kernel has its keys, until `stop`.
 ///
 /// # Errors
@@ -55,8 +59,11 @@ pub async fn follow(
             // What the kernel knew of cgroups is over with this.
             said = None;
             match filter.set(&set.keys(&known)) {
-                Ok(()) => {
+                Ok(fits) => {
                     due = false;
+                    if !fits {
+                        notices.add("capture", "filter_full", 1, FULL.to_owned());
+                    }
                     in_force.send_if_modified(|before| {
                         let changed = !Arc::ptr_eq(before, &set);
                         *before = set;

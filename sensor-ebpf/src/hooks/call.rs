@@ -128,7 +128,7 @@ fn do_handle_open_entry(ctx: FEntryContext) -> i32 {
 fn do_file_open_root(ctx: FExitContext) -> i32 {
     let returned = constant(&FILE_OPEN_ROOT_ARGS) * size_of::<u64>();
     let file: u64 = read(ctx.as_ptr() as u64, returned);
-    if filter::wanted(Hook::DoHandleOpen, Part::Found)
+    if filter::is_foreign(Hook::DoHandleOpen, Part::Found)
         && !is_error(file)
         && let Some(mut record) = Builder::of_call(Hook::DoHandleOpen)
     {
@@ -159,7 +159,7 @@ pub(super) fn enter(
     names: (Option<Source>, Option<Source>),
     dirfds: (i32, i32),
 ) -> i32 {
-    if !filter::wanted(hook, Part::Entry) {
+    if !filter::is_foreign(hook, Part::Entry) {
         return 0;
     }
     let classes = match call {
@@ -202,7 +202,7 @@ fn put_name(record: Builder, name: Option<Source>, section: Section) -> u32 {
 /// the kernel tries again finds it again.
 #[inline(always)]
 fn found(hook: Hook, place: Place, target: Option<Place>) -> i32 {
-    if filter::wanted(hook, Part::Found)
+    if filter::is_foreign(hook, Part::Found)
         && let Some(mut record) = Builder::of_call(hook)
     {
         record.empty();
@@ -227,7 +227,7 @@ fn put_place(record: Builder, place: Place, target: Option<Place>) {
 /// was asked for is told, and the directories that it starts from.
 #[inline(always)]
 pub(super) fn leave(hook: Hook, ctx: &FExitContext, args: usize, pair: bool) -> i32 {
-    if !filter::wanted(hook, Part::Exit) {
+    if !filter::is_foreign(hook, Part::Exit) {
         return 0;
     }
     let Some(mut record) = Builder::of_call(hook) else { return 0 };

@@ -40,7 +40,7 @@ fn cgroup_rmdir(ctx: BtfTracePointContext) -> i32 {
 fn cgroup_attach_task(ctx: FEntryContext) -> i32 {
     let to: u64 = ctx.arg(0);
     if is_ours(to) {
-        filter::moves(task::cgroup_of(Address, ctx.arg(1)), cgroup_id(Address, to));
+        filter::migrates(task::cgroup_of(Address, ctx.arg(1)), cgroup_id(Address, to));
     }
     0
 }

@@ -26,7 +26,7 @@ fn do_filp_open(ctx: FExitContext) -> i32 {
     let (flags, result) = outcome(&ctx);
     if is_final(&ctx, flags, result)
         && filter::wants_open(asked, ctx.arg(3), flags, result)
-        && filter::wanted(Hook::DoFilpOpen, Part::Exit)
+        && filter::is_foreign(Hook::DoFilpOpen, Part::Exit)
         && filter::admits(Hook::DoFilpOpen)
     {
         // A program of its own: the verifier of 5.10 does not accept both in one.

@@ -1,28 +1,21 @@
-//! Moves of directories: what the filter remembers of them is over then.
+//! What ends that which the filter remembers of directories: they are moved, and their memory becomes another's.
 use aya_ebpf::{
     macros::{fentry, fexit},
     programs::{FEntryContext, FExitContext},
 };
 
 use crate::{
-    kernel::{DENTRY_D_INODE, INODE_I_MODE, constant, load},
-    maps::{begin_move, end_move},
+    kernel::{DENTRY_D_INODE, DENTRY_D_RCU, constant, is_directory, load},
+    maps::{begin_move, dies, end_move},
 };
-
-/// `S_IFMT` and `S_IFDIR` of include/uapi/linux/stat.h.
-const TYPE: u16 = 0o170_000;
-const DIRECTORY: u16 = 0o040_000;
 
 // The one place by which every change of a dentry's name or parent goes, from all file systems, under `rename_lock`: nobody
 // else is in here meanwhile, and no run of these programs is skipped.
 // match-proto: void __d_move(struct dentry *dentry, struct dentry *target, bool exchange)
 #[fentry(function = "__d_move")]
 fn d_move_entry(ctx: FEntryContext) -> i32 {
-    let is_directory = |dentry: u64| {
-        let inode: u64 = load(dentry, constant(&DENTRY_D_INODE));
-        load::<u16>(inode, constant(&INODE_I_MODE)) & TYPE == DIRECTORY
-    };
-    if is_directory(ctx.arg(0)) || is_directory(ctx.arg(1)) {
+    let is_moved = |dentry: u64| is_directory(load(dentry, constant(&DENTRY_D_INODE)));
+    if is_moved(ctx.arg(0)) || is_moved(ctx.arg(1)) {
         begin_move();
     }
     0
@@ -32,5 +25,22 @@ fn d_move_entry(ctx: FEntryContext) -> i32 {
 #[fexit(function = "__d_move")]
 fn d_move(_: FExitContext) -> i32 {
     end_move();
+    0
+}
+
+// Every dentry that a path may lead to is freed by one of these two, which RCU calls by their addresses (dentry_free() of
+// fs/dcache.c): no compiler can have put them into their caller. Only here its memory becomes free.
+// match-proto: void __d_free(struct callback_head *head)
+#[fentry(function = "__d_free")]
+fn d_free(ctx: FEntryContext) -> i32 {
+    dies(ctx.arg::<u64>(0) - constant(&DENTRY_D_RCU) as u64);
+    0
+}
+
+// With a long name.
+// match-proto: void __d_free_external(struct callback_head *head)
+#[fentry(function = "__d_free_external")]
+fn d_free_external(ctx: FEntryContext) -> i32 {
+    dies(ctx.arg::<u64>(0) - constant(&DENTRY_D_RCU) as u64);
     0
 }

@@ -22,7 +22,7 @@ use crate::{
 // match-proto: void sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)
 #[btf_tracepoint(function = "sched_process_exec")]
 fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted(Hook::SchedProcessExec, Part::Exit) {
+    if filter::is_foreign(Hook::SchedProcessExec, Part::Exit) && maps::has_room(Hook::SchedProcessExec) {
         try_sched_process_exec(&ctx);
     }
     0
@@ -60,8 +60,8 @@ fn add_details(record: Builder) {
 #[btf_tracepoint(function = "sched_process_fork")]
 fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
     // A child may be made in another cgroup (CLONE_INTO_CGROUP); it does not run yet.
-    filter::moves(task::cgroup(), task::cgroup_of(Address, ctx.arg(1)));
-    if filter::wanted(Hook::SchedProcessFork, Part::Exit) {
+    filter::migrates(task::cgroup(), task::cgroup_of(Address, ctx.arg(1)));
+    if filter::is_foreign(Hook::SchedProcessFork, Part::Exit) {
         try_sched_process_fork(&ctx);
     }
     0
@@ -75,6 +75,9 @@ fn try_sched_process_fork(ctx: &BtfTracePointContext) {
     task::describe(&mut record.header, Hook::SchedProcessFork);
     // A thread is no new process.
     if record.initial_child == record.header.initial_tgid {
+        return;
+    }
+    if !maps::has_room(Hook::SchedProcessFork) {
         return;
     }
     record.child = record.initial_child;
@@ -98,7 +101,7 @@ fn sched_process_exit(_: BtfTracePointContext) -> i32 {
     let signal: u64 = read(task::current(), constant(&TASK_SIGNAL));
     // Each thread comes by here, after it was taken off this number (do_exit(), kernel/exit.c).
     let live: u32 = read(signal, constant(&SIGNAL_STRUCT_LIVE));
-    if live == 0 {
+    if live == 0 && maps::has_room(Hook::SchedProcessExit) {
         let mut header = RecordHeader::new_zeroed();
         task::describe(&mut header, Hook::SchedProcessExit);
         header.sequence = next_sequence(Hook::SchedProcessExit);

@@ -46,7 +46,7 @@ struct Call {
 // match-proto: void sys_exit(struct pt_regs *regs, long ret)
 #[btf_tracepoint(function = "sys_exit")]
 fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    if filter::wanted(Hook::SysExit, Part::Exit) {
+    if filter::is_foreign(Hook::SysExit, Part::Exit) {
         try_sys_exit(&ctx);
     }
     0

@@ -28,7 +28,7 @@ const FIRST: usize = 112;
 // match-proto: int vfs_truncate(const struct path *path, loff_t length)
 #[fexit(function = "vfs_truncate")]
 fn vfs_truncate(ctx: FExitContext) -> i32 {
-    if filter::wanted(Hook::VfsTruncate, Part::Exit) {
+    if filter::is_foreign(Hook::VfsTruncate, Part::Exit) {
         maps::end_call();
         if filter::wants_call(WRITE) && filter::admits(Hook::VfsTruncate) {
             try_vfs_truncate(&ctx);

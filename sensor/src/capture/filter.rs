@@ -1,5 +1,9 @@
 //! Hands to the kernel what policies want to see, as keys of `sensor_ebpf::decide`.
-use std::{collections::HashSet, os::fd::RawFd};
+use std::{
+    collections::{HashSet, hash_map::RandomState},
+    hash::{BuildHasher as _, Hasher as _},
+    os::fd::RawFd,
+};
 
 use aya::{
     Ebpf,
@@ -8,7 +12,7 @@ use aya::{
 use sensor_ebpf::{
     cgroups::{self, Cgroups, PLACES, place_of},
     decide::REASONS,
-    table::{ALL, AUDIENCE, CGROUPS, CLEAN, NAMES, PROBES, SWAP, State, TABLE, Table, Wants, hash, slot_of},
+    table::{self, ALL, AUDIENCE, CGROUPS, KNOWN, NAMES, PROBES, SWAP, State, TABLE, Table, Wants, hash, slot_of},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -36,6 +40,9 @@ const CGROUP_SECTIONS: [&str; 2] = [".data.even", ".data.odd"];
 /// A change of what is in use, or a second, in [`State::epoch`].
 const EPOCH: u64 = 1 << 32;
 
+/// How often a place is looked for each name, by another seed.
+const SEEDS: usize = 8;
+
 /// The tables in the kernel.
 pub struct Filter {
     tables: Array<MapData, [u64; WORDS]>,
@@ -49,6 +56,8 @@ pub struct Filter {
     opens: Option<Opens>,
     /// Whether the kernel has cgroups.
     has_cgroups: bool,
+    /// Whether it was told that the kernel side could not note all strays.
+    has_lost_strays: bool,
     state: State,
 }
 
@@ -70,6 +79,7 @@ impl Filter {
             watchers: None,
             opens: None,
             has_cgroups: false,
+            has_lost_strays: false,
             state: State::NEW,
         })
     }
@@ -77,16 +87,18 @@ impl Filter {
     /// Puts `keys` in the place of those in use; an open is judged by the old ones or by these. What was wanted of each cgroup
     /// is forgotten, since other policies may speak of it.
     ///
+    /// False if there was no room for all of them, and everything passes.
+    ///
     /// # Errors
-    /// When the kernel refuses; then the old ones stay.
-    pub fn set(&mut self, keys: &Keys) -> Result<(), Error> {
+    /// When the kernel refuses.
+    pub fn set(&mut self, keys: &Keys) -> Result<bool, Error> {
         self.forget_cgroups()?;
-        let before = self.state.in_use();
-        // Before the keys, so that nothing is missed that they want; after them, so that nothing is that those before do.
-        self.opens.iter_mut().try_for_each(|opens| opens.attach_for([before, keys.wants]))?;
-        self.swap(keys).map_err(|why| Error::Load("FILTER", why.into()))?;
+        // Attach before the keys are in use, detach after: neither those before nor these miss an open.
+        self.opens.iter_mut().try_for_each(|opens| opens.attach_for(keys.wants))?;
+        let fits = self.swap_table(keys).map_err(|why| Error::Load("FILTER", why.into()))?;
         let wants = self.state.in_use();
-        self.opens.iter_mut().try_for_each(|opens| opens.detach_for(wants))
+        self.opens.iter_mut().try_for_each(|opens| opens.detach_for(wants))?;
+        Ok(fits)
     }
 
     /// Says what is wanted of the processes in each cgroup, with the keys in use; of any other everything is.
@@ -95,7 +107,7 @@ impl Filter {
     /// When the kernel refuses; then what was said before stays.
     pub fn set_cgroups(&mut self, wanted: &[(u64, Wants)]) -> Result<(), Error> {
         let wanted = if self.sees_all() && self.state.in_use() != Wants::EVERYTHING { wanted } else { &[] };
-        self.turn(wanted).map_err(|why| Error::Load("CGROUPS", why.into()))
+        self.swap_cgroups(wanted).map_err(|why| Error::Load("CGROUPS", why.into()))
     }
 
     /// Has forgotten what was remembered of directories, and what was said of cgroups if the kernel has not told of all who
@@ -117,26 +129,22 @@ impl Filter {
         if self.has_cgroups { self.set_cgroups(&[]) } else { Ok(()) }
     }
 
-    fn swap(&mut self, keys: &Keys) -> Result<(), MapError> {
-        let (wants, words) = table(keys);
-        let mut next = State { swaps: (self.state.swaps + SWAP) ^ TABLE, ..self.state };
-        let Ok(table) = <&[u64; WORDS]>::try_from(words.as_slice()) else { return Ok(()) };
-        self.tables.set((next.swaps & TABLE) as u32, table, 0)?;
-        let [even, odd] = &mut self.state.wants;
-        *(if next.swaps & TABLE == 0 { even } else { odd }) = wants;
-        next.wants = self.state.wants;
-        self.write(self.state)?;
-        if next.epoch != 0 {
-            next.epoch += EPOCH;
+    fn swap_table(&mut self, keys: &Keys) -> Result<bool, MapError> {
+        let random = || RandomState::new().build_hasher().finish();
+        let found = (0..SEEDS).find_map(|_| table(keys, random()));
+        let fits = found.is_some();
+        let (wants, words) = found.map_or((Wants::EVERYTHING, vec![0; WORDS]), |words| (keys.wants, words));
+        let steps = swap(self.state, wants);
+        let Ok(table) = <&[u64; WORDS]>::try_from(words.as_slice()) else { return Ok(false) };
+        self.tables.set((steps[1].swaps & TABLE) as u32, table, 0)?;
+        for step in steps {
+            self.write(step)?;
+            self.state = step;
         }
-        // First the swap, then the epoch: who sees the new epoch sees the new table.
-        self.write(State { epoch: 0, ..next })?;
-        self.write(next)?;
-        self.state = next;
-        Ok(())
+        Ok(fits)
     }
 
-    fn turn(&mut self, wanted: &[(u64, Wants)]) -> Result<(), MapError> {
+    fn swap_cgroups(&mut self, wanted: &[(u64, Wants)]) -> Result<(), MapError> {
         let next = State { swaps: (self.state.swaps + SWAP) ^ CGROUPS, ..self.state };
         let strays = self.strays()?;
         self.put_cgroups(next.swaps, wanted, strays.as_ref())?;
@@ -151,9 +159,16 @@ impl Filter {
     }
 
     /// Cgroups that processes may have come to from a container; None if there are more than the kernel side could note.
-    fn strays(&self) -> Result<Option<HashSet<u64>>, MapError> {
+    fn strays(&mut self) -> Result<Option<HashSet<u64>>, MapError> {
         let strays = self.strays.keys().collect::<Result<_, _>>()?;
-        Ok((self.strays_lost.get(&0, 0)? == 0).then_some(strays))
+        let all = self.strays_lost.get(&0, 0)? == 0;
+        if !all && !self.has_lost_strays {
+            tracing::warn!(
+                "more cgroups than the kernel side can note may have processes of containers that were moved there: from now on the filter does not know whom policies speak of; restart the sensor once such moves are over"
+            );
+            self.has_lost_strays = true;
+        }
+        Ok(all.then_some(strays))
     }
 
     /// Puts what is wanted of cgroups, but of strays, where it is looked for after so many swaps.
@@ -219,28 +234,38 @@ impl Filter {
     }
 }
 
-/// What `keys` want and their table, as the kernel has them. If a name has no place in it, everything passes.
+/// What is written, one after the other, to have the table that is not in use be so, with what is wanted by it. Each is written
+/// word by word, while opens are looked at: one that sees the new number sees nothing that was remembered by the old table.
 #[must_use]
-pub fn table(keys: &Keys) -> (Wants, Vec<u64>) {
-    let mut wants = keys.wants;
+pub fn swap(before: State, wants: Wants) -> [State; 3] {
+    let swaps = (before.swaps + SWAP) ^ TABLE;
+    let [even, odd] = before.wants;
+    let wants = if swaps & TABLE == 0 { [wants, odd] } else { [even, wants] };
+    let epoch = if before.epoch == 0 { 0 } else { before.epoch + EPOCH };
+    let nothing_remembered = State { epoch: 0, wants, ..before };
+    [nothing_remembered, State { swaps, ..nothing_remembered }, State { swaps, epoch, wants }]
+}
+
+/// The table of `keys` with this seed, as the kernel has it; None if one of the names finds no place in it.
+#[must_use]
+pub fn table(keys: &Keys, seed: u64) -> Option<Vec<u64>> {
     let mut words = vec![0; WORDS];
-    let Ok(table) = Table::mut_from_bytes(words.as_mut_bytes()) else { return (Wants::EVERYTHING, words) };
-    let placed = keys.names.iter().all(|(name, key)| {
-        let hash = hash(name);
+    let table = Table::mut_from_bytes(words.as_mut_bytes()).ok()?;
+    table.seed = seed;
+    for (name, key) in &keys.names {
+        let hash = hash(seed, name);
         let same = |entry: u64| (entry ^ hash) >> 32 == 0;
-        place(&mut table.names, hash as usize, same, hash >> 32 << 32 | u64::from(word(*key)))
-    });
-    if !placed {
-        wants = Wants::EVERYTHING;
+        let entry = hash >> 32 << 32 | u64::from(word(*key));
+        place(&mut table.names, table::place_of(hash), same, entry).then_some(())?;
     }
     for (device, key) in &keys.devices {
         // As what a directory means to its files, `decide::look` has it.
-        let meaning = word(Key { file: key.below, below: 0, ..*key }) | CLEAN;
+        let meaning = word(Key { file: key.below, below: 0, ..*key }) | KNOWN;
         let same = |entry: u64| (entry >> 32) as u32 == *device;
         // One that finds no place stays unknown, and what is on it passes.
         place(&mut table.devices, slot_of(*device), same, u64::from(*device) << 32 | u64::from(meaning));
     }
-    (wants, words)
+    Some(words)
 }
 
 /// Puts `entry` where it is looked for from `at` on, beside what stands there of the same; false if there is no room.

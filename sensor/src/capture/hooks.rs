@@ -174,6 +174,10 @@ pub(super) fn globals(types: &Types) -> [(&'static str, u32); 3] {
 /// Prototypes of the function by which every dentry gets another name or another parent.
 const MOVE: &[&str] = &["void __d_move(struct dentry *dentry, struct dentry *target, bool exchange)"];
 
+/// Prototypes of the functions by which dentries are freed: those with a short name, and those with a long one.
+const FREE: &[&str] = &["void __d_free(struct callback_head *head)"];
+const FREE_EXTERNAL: &[&str] = &["void __d_free_external(struct callback_head *head)"];
+
 /// A program that is attached, by what it is detached with.
 pub(super) enum Link {
     Entry(FEntryLinkId),
@@ -210,10 +214,14 @@ pub(super) fn attach(spec: &Spec, bpf: &mut Ebpf, types: &Types, btf: &Btf) -> R
     attach_to(spec.program, spec.functions, bpf, types, btf)
 }
 
-/// The same of those that tell the filter of moved directories; the end of a move first, so that none begins without one.
+/// The same of those that tell the filter of directories that are moved or freed; the end of a move first, so that none begins
+/// without one.
 pub(super) fn attach_moves(bpf: &mut Ebpf, types: &Types, btf: &Btf) -> Result<(), Error> {
-    let mut attach = |program| attach_to(program, MOVE, bpf, types, btf).map(drop);
-    ["d_move", "d_move_entry"].into_iter().try_for_each(&mut attach)
+    let programs =
+        [("d_free", FREE), ("d_free_external", FREE_EXTERNAL), ("d_move", MOVE), ("d_move_entry", MOVE)];
+    programs
+        .into_iter()
+        .try_for_each(|(program, functions)| attach_to(program, functions, bpf, types, btf).map(drop))
 }
 
 /// Prototypes of the function by which processes change their cgroups.

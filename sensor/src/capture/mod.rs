@@ -30,7 +30,7 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::filter::{Filter, table};
+pub use self::filter::{Filter, swap, table};
 use self::shares::Shares;
 use self::{
     decode::Decoder,

@@ -18,6 +18,8 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     // d_iname up to 6.13.
     ("DENTRY_D_INLINE", "dentry", &["d_shortname", "d_iname"]),
     ("DENTRY_D_SB", "dentry", &["d_sb"]),
+    // In a union with others, which has no name of its own in newer kernels.
+    ("DENTRY_D_RCU", "dentry", &["d_rcu", "d_u"]),
     ("INODE_I_INO", "inode", &["i_ino"]),
     ("INODE_I_MODE", "inode", &["i_mode"]),
     ("INODE_I_NLINK", "inode", &["i_nlink", "__i_nlink"]),

@@ -60,9 +60,9 @@ impl Opens {
         Self { programs, name, link: Some(link), classes, returns }
     }
 
-    /// Attaches it, if one of them wants what it sees.
-    pub(super) fn attach_for(&mut self, wants: [Wants; 2]) -> Result<(), Error> {
-        if self.link.is_none() && wants.iter().any(|wants| wants.any(self.classes)) {
+    /// Attaches it, if `wants` wants something of what it sees.
+    pub(super) fn attach_for(&mut self, wants: Wants) -> Result<(), Error> {
+        if self.link.is_none() && wants.any(self.classes) {
             let attach = |bpf: &mut Ebpf| bpf.program_mut(self.name).map(hooks::attach_again);
             let Some(Some(attached)) = self.programs.with(attach) else { return Ok(()) };
             self.link = Some(attached.map_err(|why| Error::Load(self.name, why.into()))?);

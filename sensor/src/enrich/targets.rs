@@ -29,14 +29,6 @@ pub struct Targets {
     pub cgroups: HashMap<u64, Target>,
 }
 
-impl Targets {
-    /// Whether the policy at place `policy` of the set may speak of processes in cgroup `id`.
-    #[must_use]
-    pub fn may(&self, id: u64, policy: u32) -> bool {
-        self.cgroups.get(&id).is_none_or(|target| target.policies.binary_search(&policy).is_ok())
-    }
-}
-
 /// Keeps the targets current.
 pub(super) struct Selection {
     policies: Arc<PolicySet>,

@@ -1,6 +1,6 @@
 //! What the kernel's filter must let through: from every pattern a name that all paths have which it matches.
 //!
-//! Sound, not precise: what passes is judged by the whole patterns. `sensor/tests/filter.rs` holds it to the matcher.
+//! Sound, not precise: what passes is judged by the whole patterns. `sensor/tests/filter/` holds it to the matcher.
 use std::{
     collections::{BTreeSet, HashMap},
     sync::Arc,

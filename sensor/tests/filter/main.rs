@@ -17,8 +17,8 @@ use sensor::{
     policy::{Directory, Namespace, Outcome, PolicySet, names, wants_of},
 };
 use sensor_ebpf::{
-    decide::{Opened, Reason, passes, without_path},
-    table::{Wants, classes},
+    decide::{Opened, Reason, passes},
+    table::classes,
 };
 use world::{Fault, NAMES, World};
 
@@ -43,25 +43,28 @@ fn pattern(rng: &mut Rng) -> String {
     pattern
 }
 
-/// Policies that compile.
-fn policies(rng: &mut Rng) -> Arc<PolicySet> {
+/// Policies, each a document.
+fn documents(rng: &mut Rng) -> Vec<String> {
     const OPERATIONS: [&[&str]; 5] =
         [&["read"], &["write"], &["read", "list"], &["exec"], &["read", "write", "reference"]];
-    let mut text = String::new();
-    for number in 0..rng.usize(1..5) {
+    let mut document = |number: usize| {
         let paths: Vec<String> = (0..rng.usize(1..5)).map(|_| pattern(rng)).collect();
         let policy = serde_json::json!({
             "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy",
-            "metadata": {"name": format!("p{number}")},
+            "metadata": {"name": format!("p{number}-{}", rng.u32(..))},
             "spec": {
                 "subjects": "all", "podSelector": {"matchLabels": {"app": format!("p{}", number % 3)}}, "paths": paths, "operations": rng.choice(OPERATIONS).unwrap(),
                 "results": [rng.choice(["success", "denied"]).unwrap(), "success"],
             },
         });
-        text.push_str(&format!("---\n{policy}\n"));
-    }
-    // What can never match, or matches everything, is refused: the others are in force.
-    Directory::read_text(text.as_bytes(), run_examples).set
+        format!("---\n{policy}\n")
+    };
+    (0..4).map(&mut document).collect()
+}
+
+/// Those that compile: what can never match, or matches everything, is refused.
+fn compiled(documents: &[String]) -> Arc<PolicySet> {
+    Directory::read_text(documents.concat().as_bytes(), run_examples).set
 }
 
 /// The operations of an open of these flags, as events have them.
@@ -76,6 +79,9 @@ fn operations(flags: u32, is_directory: bool) -> Vec<Operation> {
     }
 }
 
+/// Of all tables: if the same keys made another one, that would end what is remembered.
+const SEED: u64 = 0x1234_5678_9abc_def0;
+
 /// What enrichment knows of mounts.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Knows {
@@ -83,6 +89,11 @@ enum Knows {
     Now,
     /// What there was at first: then they see the opener's path.
     Once,
+}
+
+/// All policies of a set.
+fn all(set: &PolicySet) -> Vec<u32> {
+    (0..set.policies.len() as u32).collect()
 }
 
 /// Whether some policy of those that are `speaking` wants it, by the whole language: the path that the opener has for it, and
@@ -110,9 +121,10 @@ fn wants(
 /// Some world, the policies in it, and what the kernel has of both.
 struct Scene {
     world: World,
-    set: Arc<PolicySet>,
+    documents: Vec<String>,
+    /// The policies in force; several while one follows the other.
+    sets: Vec<Arc<PolicySet>>,
     known: Known,
-    wants: Wants,
     knows: Knows,
     /// Mount and dentry of the last open.
     last: (usize, usize),
@@ -122,16 +134,25 @@ impl Scene {
     fn new(rng: &mut Rng, knows: Knows, fault: Fault) -> Self {
         let world = World::random(rng, fault);
         let known = world.known();
-        let mut scene = Self { world, set: policies(rng), known, wants: Wants::default(), knows, last: (0, 0) };
-        scene.swap();
+        let mut scene = Self { world, documents: Vec::new(), sets: Vec::new(), known, knows, last: (0, 0) };
+        scene.sets = vec![scene.policies(rng)];
+        scene.swap(false);
         scene
+    }
+
+    /// Some of the policies so far, in another order and so with other numbers, and some others.
+    fn policies(&mut self, rng: &mut Rng) -> Arc<PolicySet> {
+        self.documents.extend(documents(rng));
+        rng.shuffle(&mut self.documents);
+        self.documents.truncate(rng.usize(1..6));
+        compiled(&self.documents)
     }
 
     /// Something changes, or not; says what.
     fn change(&mut self, rng: &mut Rng) -> Option<&'static str> {
         let what = match rng.u8(..20) {
             0 => {
-                self.set = policies(rng);
+                self.sets = vec![self.policies(rng)];
                 "policies"
             }
             1 | 2 => {
@@ -146,20 +167,36 @@ impl Scene {
                 self.world.move_mount(rng, self.last.0);
                 "mount moved"
             }
+            5 => {
+                self.world.replace(rng, self.last.1);
+                "directory freed"
+            }
+            6 => {
+                for _ in 0..rng.usize(1..4) {
+                    let set = self.policies(rng);
+                    self.sets.push(set);
+                    self.swap(true);
+                }
+                return Some("policies, during an open");
+            }
             _ => return None,
         };
-        self.swap();
+        self.swap(false);
         Some(what)
     }
 
-    fn swap(&mut self) {
+    /// Gives the kernel the last policies' keys, at once or during the next open.
+    fn swap(&mut self, during: bool) {
         if self.knows == Knows::Now {
             self.known = self.world.known();
         }
-        let (wants, words) = table(&self.set.keys(&self.known));
-        if (wants, &words) != (self.wants, &self.world.words) {
-            (self.wants, self.world.words) = (wants, words);
-            self.world.swapped();
+        let keys = self.sets[self.sets.len() - 1].keys(&self.known);
+        let (wants, words) = (keys.wants, table(&keys, SEED).unwrap());
+        if during || (wants, words.as_slice()) != self.world.in_use() {
+            self.world.swap(wants, words);
+        }
+        if !during {
+            self.world.write_all();
         }
     }
 
@@ -175,22 +212,30 @@ impl Scene {
         let flags = if is_directory { &[0, 0o10_000_000][..] } else { &[0, 0, 0o1, 0o2, 0x20, 0o10_000_000] };
         let flags = *rng.choice(flags).unwrap();
         let result = if rng.u8(..10) == 0 { -13 } else { 0 };
-        let file = Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
-        // Of a cgroup that nobody knows everything is wanted, of others what the policies want that speak of it.
-        let all = 0..self.set.policies.len() as u32;
-        let known = rng.bool();
-        let speaking: Vec<u32> = all.filter(|_| !known || rng.bool()).collect();
-        let mut asked =
-            if known { wants_of(&self.set.wants_of_each(), &speaking, rng.bool()) } else { self.wants };
-        if self.world.fault == Fault::Audience {
-            asked.audience &= asked.audience.wrapping_sub(1);
-        }
-        let passed = without_path(asked, classes(flags), result)
-            .unwrap_or_else(|| passes(&world, asked, classes(flags), file));
         let operations = operations(flags, is_directory);
-        let wanted = wants((&self.set, &speaking), world, self.last, &operations, (result, self.knows));
-        let who = if known { "cgroup: known" } else { "cgroup: unknown" };
-        (passed, who, wanted.then(|| self.told(flags)))
+        let file = || Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
+        let asked = (classes(flags), result);
+        let what = (&operations[..], (result, self.knows));
+        // Of a cgroup that nobody knows everything is wanted, of others what the policies want that speak of it.
+        if world.is_swapping() || rng.bool() {
+            let looking = world.look();
+            let passed = passes(&looking, looking.wants, asked, file);
+            let wanted = self.sets.iter().all(|set| wants((set, &all(set)), world, self.last, what.0, what.1));
+            let who = if self.sets.len() > 1 { "cgroup: unknown, policies change" } else { "cgroup: unknown" };
+            let told = wanted.then(|| self.told(flags));
+            world.write_all();
+            self.sets.drain(..self.sets.len() - 1);
+            return (passed, who, told);
+        }
+        let set = &self.sets[0];
+        let speaking: Vec<u32> = all(set).into_iter().filter(|_| rng.bool()).collect();
+        let mut of_cgroup = wants_of(&set.wants_of_each(), &speaking, rng.bool());
+        if world.fault == Fault::Audience {
+            of_cgroup.audience &= of_cgroup.audience.wrapping_sub(1);
+        }
+        let passed = passes(&world.look(), of_cgroup, asked, file);
+        let wanted = wants((set, &speaking), world, self.last, what.0, what.1);
+        (passed, "cgroup: known", wanted.then(|| self.told(flags)))
     }
 
     fn told(&self, flags: u32) -> String {
@@ -198,7 +243,10 @@ impl Scene {
         let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
         let homes: Vec<String> = self.world.homes(dentry).iter().map(|home| text(home)).collect();
         let path = text(&self.world.path(mount, dentry));
-        format!("{path} = {homes:?} (flags {flags:#o}) under {:?}", patterns(&self.set))
+        format!(
+            "{path} = {homes:?} (flags {flags:#o}) under {:?}",
+            self.sets.iter().map(|set| patterns(set)).collect::<Vec<_>>()
+        )
     }
 }
 
@@ -209,9 +257,9 @@ fn run(
     (knows, fault): (Knows, Fault),
     counts: &mut BTreeMap<String, u64>,
 ) -> Option<String> {
-    let mut count = |what: String| *counts.entry(what).or_default() += 1;
     for _ in 0..cases / 300 {
         let mut scene = Scene::new(rng, knows, fault);
+        let mut count = |what: String| *counts.entry(what).or_default() += 1;
         for _ in 0..300 {
             if let Some(what) = scene.change(rng) {
                 count(what.to_owned());
@@ -226,6 +274,7 @@ fn run(
                 }
             }
         }
+        *counts.entry("written during an open".to_owned()).or_default() += scene.world.written_meanwhile.get();
     }
     None
 }
@@ -248,12 +297,22 @@ fn what_some_policy_wants_passes() {
     let missed = run(&mut rng, cases / 2, (Knows::Now, Fault::None), &mut counts)
         .or_else(|| run(&mut rng, cases / 2, (Knows::Once, Fault::None), &mut counts));
     for (what, count) in &counts {
-        println!("filter: {what:<24} {count:>9}");
+        println!("filter: {what:<44} {count:>9}");
     }
     assert_eq!(missed, None, "wanted, and stopped");
     let all =
         ["policies", "rename", "mount", "mount moved", "wanted", "stopped", "passed: Name", "passed: Directory"];
-    let also = ["passed: Everything", "passed: Failed", "cgroup: known, wanted", "cgroup: unknown, wanted"];
+    let also = [
+        "passed: Everything",
+        "passed: Failed",
+        "passed: Changed",
+        "cgroup: known, wanted",
+        "cgroup: unknown, wanted",
+        "cgroup: unknown, policies change, wanted",
+        "policies, during an open",
+        "directory freed",
+        "written during an open",
+    ];
     for what in all.into_iter().chain(also) {
         assert!(counts.get(what).is_some_and(|count| *count >= cases / 1000), "too few: {what}");
     }
@@ -269,6 +328,8 @@ fn a_filter_that_is_not_sound_is_found_out() {
         (Knows::Now, Fault::Swaps),
         (Knows::Now, Fault::Homes),
         (Knows::Now, Fault::Audience),
+        (Knows::Now, Fault::Meanwhile),
+        (Knows::Once, Fault::Deaths),
     ] {
         let missed = run(&mut rng, 5_000_000, (knows, fault), &mut BTreeMap::new());
         println!("{fault:?}: {}", missed.as_deref().unwrap_or("not found"));

@@ -1,11 +1,18 @@
 //! File systems, mounts and a kernel that reads them.
-use std::cell::Cell;
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    rc::Rc,
+};
 
 use fastrand::Rng;
-use sensor::keys::{Known, Mounted};
+use sensor::{
+    capture::swap,
+    keys::{Known, Mounted},
+};
 use sensor_ebpf::{
-    decide::{Dentries, Kernel, Mount, Remembered, Valid},
-    table::{Table, WORDS},
+    decide::{Dentries, Kernel, Mount, Remembered, Valid, place_of},
+    table::{State, TABLE, Table, WORDS, Wants},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -45,6 +52,19 @@ pub(crate) enum Fault {
     Homes,
     /// A policy that speaks of a cgroup is not known to do so.
     Audience,
+    /// Nobody looks whether a table was swapped meanwhile.
+    Meanwhile,
+    /// Nobody tells that a dentry was freed.
+    Deaths,
+}
+
+/// What user space writes while opens are looked at.
+#[derive(Clone, Copy)]
+enum Write {
+    /// One of [`World::tables`] to the place for even or odd swaps.
+    Table(usize, usize),
+    /// A word of [`State`].
+    Word(usize, u64),
 }
 
 struct Dentry {
@@ -59,18 +79,34 @@ struct Mounting {
     parent: usize,
     mountpoint: usize,
     namespace: u64,
-    is_there: bool,
 }
 
 pub(crate) struct World {
     dentries: Vec<Dentry>,
     mounts: Vec<Mounting>,
     event: Cell<u64>,
-    epoch: Cell<u64>,
+    moves: u64,
+    /// How many dentries have been freed, by their places.
+    deaths: Vec<u32>,
     memory: Vec<Remembered>,
-    /// The keys in use.
-    pub(crate) words: Vec<u64>,
+    /// All tables of keys so far, and which stand in the two places for them.
+    tables: Vec<Rc<[u64]>>,
+    places: [Cell<usize>; 2],
+    state: Cell<State>,
+    /// What is going to be written, and who says when.
+    writes: RefCell<VecDeque<Write>>,
+    when: RefCell<Rng>,
+    /// How many of those were written while an open was looked at.
+    pub(crate) written_meanwhile: Cell<u64>,
     pub(crate) fault: Fault,
+}
+
+/// An open is looked at.
+pub(crate) struct Looking<'a> {
+    world: &'a World,
+    swaps: u64,
+    /// What policies want of a process of which nobody knows whom they speak of.
+    pub(crate) wants: Wants,
 }
 
 /// Addresses are indexes, from where no index is taken for a null pointer.
@@ -84,9 +120,15 @@ impl World {
             dentries: Vec::new(),
             mounts: Vec::new(),
             event: Cell::new(0),
-            epoch: Cell::new(1),
+            moves: 0,
+            deaths: vec![0; 64],
             memory: vec![Remembered::default(); 64],
-            words: Vec::new(),
+            tables: vec![vec![0; size_of::<Table>() / 8].into()],
+            places: [Cell::new(0), Cell::new(0)],
+            state: Cell::new(State { epoch: 1 << 32, ..State::NEW }),
+            writes: RefCell::default(),
+            when: RefCell::new(rng.fork()),
+            written_meanwhile: Cell::new(0),
             fault,
         };
         for device in 1..=3 {
@@ -96,7 +138,7 @@ impl World {
                 world.make(rng, device);
             }
         }
-        world.mounts.push(Mounting { root: 0, parent: 0, mountpoint: 0, namespace: OWN, is_there: true });
+        world.mounts.push(Mounting { root: 0, parent: 0, mountpoint: 0, namespace: OWN });
         for _ in 0..rng.usize(0..4) {
             world.mount(rng);
         }
@@ -127,7 +169,29 @@ impl World {
         self.dentries[what].parent = to;
         self.dentries[what].name = rng.choice(NAMES).unwrap().as_bytes().to_vec();
         if self.fault != Fault::Moves && self.dentries[what].is_directory {
-            self.epoch.set(self.epoch.get() + 1);
+            self.moves += 1;
+        }
+    }
+
+    /// Removes a directory that has nothing in it but files; its memory becomes that of another one. Rather that of `near`.
+    pub(crate) fn replace(&mut self, rng: &mut Rng, near: usize) {
+        let is_leaf = |at: &usize| {
+            let has_directories = self.dentries.iter().any(|dentry| dentry.parent == *at && dentry.is_directory);
+            let is_mounted = self.mounts.iter().any(|mount| mount.mountpoint == *at || mount.root == *at);
+            self.dentries[*at].is_directory && self.dentries[*at].name != b"/" && !has_directories && !is_mounted
+        };
+        let leaves: Vec<usize> = (0..self.dentries.len()).filter(is_leaf).collect();
+        let near = Some(self.dentries[near].parent).filter(|at| leaves.contains(at) && rng.bool());
+        let Some(what) = near.or_else(|| rng.choice(&leaves).copied()) else { return };
+        let device = self.dentries[what].device;
+        let fits = |dentry: &Dentry| dentry.is_directory && dentry.device == device;
+        let to = self.pick(rng, fits).filter(|to| *to != what).unwrap_or(self.dentries[what].parent);
+        self.dentries[what].parent = to;
+        if rng.bool() {
+            self.dentries[what].name = rng.choice(NAMES).unwrap().as_bytes().to_vec();
+        }
+        if self.fault != Fault::Deaths {
+            self.deaths[place_of(World::address(what)) % 64] += 1;
         }
     }
 
@@ -140,11 +204,8 @@ impl World {
             .filter(|at| self.dentries[*at].is_directory == is_directory && self.shows(parent, *at))
             .collect();
         let Some(mountpoint) = rng.choice(within) else { return };
-        if !self.mounts[parent].is_there {
-            return;
-        }
         let namespace = if rng.u8(..8) == 0 { OTHER } else { self.mounts[parent].namespace };
-        self.mounts.push(Mounting { root, parent, mountpoint, namespace, is_there: true });
+        self.mounts.push(Mounting { root, parent, mountpoint, namespace });
         self.changed();
     }
 
@@ -165,10 +226,65 @@ impl World {
         }
     }
 
-    pub(crate) fn swapped(&self) {
-        if self.fault != Fault::Swaps {
-            self.epoch.set(self.epoch.get() + 1);
+    /// Begins to swap the keys; nothing is written until [`World::write_all`], or meanwhile.
+    pub(crate) fn swap(&mut self, wants: Wants, words: Vec<u64>) {
+        if !self.is_swapping() {
+            self.tables = self.places.each_ref().map(|place| self.tables[place.get()].clone()).into();
+            self.places = [Cell::new(0), Cell::new(1)];
         }
+        self.tables.push(words.into());
+        let before = self.writes.borrow().iter().fold(self.state.get(), |state, write| put(state, *write));
+        let mut steps = swap(before, wants);
+        if self.fault == Fault::Swaps {
+            steps[2].epoch = before.epoch;
+        }
+        let mut writes = self.writes.borrow_mut();
+        writes.push_back(Write::Table((steps[2].swaps & TABLE) as usize, self.tables.len() - 1));
+        for words in steps.map(words_of) {
+            writes.extend(words.into_iter().enumerate().map(|(at, word)| Write::Word(at, word)));
+        }
+    }
+
+    /// What is in use.
+    pub(crate) fn in_use(&self) -> (Wants, &[u64]) {
+        let state = self.state.get();
+        (state.in_use(), &self.tables[self.places[(state.swaps & TABLE) as usize].get()])
+    }
+
+    /// Whether a swap has begun and not ended.
+    pub(crate) fn is_swapping(&self) -> bool {
+        !self.writes.borrow().is_empty()
+    }
+
+    pub(crate) fn write_all(&self) {
+        self.writes.take().into_iter().for_each(|write| self.write(write));
+    }
+
+    fn write(&self, write: Write) {
+        if let Write::Table(place, table) = write {
+            self.places[place].set(table);
+        }
+        self.state.set(put(self.state.get(), write));
+    }
+
+    /// User space may write something now.
+    fn meanwhile(&self) {
+        let mut writes = self.writes.borrow_mut();
+        let mut when = self.when.borrow_mut();
+        let count = if when.bool() { 0 } else { when.usize(..=writes.len()) };
+        for write in (0..count).map_while(|_| writes.pop_front()) {
+            self.write(write);
+            self.written_meanwhile.set(self.written_meanwhile.get() + 1);
+        }
+    }
+
+    /// Begins to look at an open, as the kernel side does.
+    pub(crate) fn look(&self) -> Looking<'_> {
+        self.meanwhile();
+        let swaps = self.state.get().swaps;
+        self.meanwhile();
+        let [even, odd] = self.state.get().wants;
+        Looking { world: self, swaps, wants: if swaps & TABLE == 0 { even } else { odd } }
     }
 
     /// A dentry and all above it.
@@ -248,12 +364,6 @@ impl Dentries for &World {
         World::address(self.dentry(dentry).parent)
     }
 
-    /// Salted with the directory, as the kernel does it.
-    fn name_hash(&self, dentry: u64) -> u32 {
-        let Dentry { name, parent, .. } = self.dentry(dentry);
-        name.iter().fold(*parent as u32, |hash, byte| hash.wrapping_mul(31).wrapping_add(u32::from(*byte)))
-    }
-
     fn name_len(&self, dentry: u64) -> u32 {
         self.dentry(dentry).name.len() as u32
     }
@@ -274,24 +384,40 @@ impl Dentries for &World {
     }
 }
 
-impl<'a> Kernel for &'a World {
+const STATE_WORDS: usize = size_of::<State>() / 8;
+
+fn words_of(state: State) -> [u64; STATE_WORDS] {
+    zerocopy::transmute!(state)
+}
+
+fn put(state: State, write: Write) -> State {
+    let mut words = words_of(state);
+    if let Write::Word(at, word) = write {
+        words[at] = word;
+    }
+    zerocopy::transmute!(words)
+}
+
+impl<'a> Kernel for Looking<'a> {
     type Near = &'a World;
     type Far = &'a World;
 
     fn near(&self) -> &'a World {
-        self
+        self.world
     }
 
     fn far(&self) -> &'a World {
-        self
+        self.world
     }
 
     fn device(&self, dentry: u64) -> u32 {
-        self.dentry(dentry).device
+        self.world.meanwhile();
+        self.world.dentry(dentry).device
     }
 
     fn mount(&self, mount: u64) -> Mount {
-        let Mounting { root, parent, mountpoint, namespace, .. } = self.mounts[(mount - BASE) as usize];
+        self.world.meanwhile();
+        let Mounting { root, parent, mountpoint, namespace, .. } = self.world.mounts[(mount - BASE) as usize];
         Mount {
             parent: World::address(parent),
             mountpoint: World::address(mountpoint),
@@ -301,14 +427,31 @@ impl<'a> Kernel for &'a World {
     }
 
     fn valid(&self) -> Option<Valid> {
-        Some(Valid { epoch: self.epoch.get(), namespace: OWN, event: self.event.get() })
+        self.world.meanwhile();
+        let epoch = self.world.state.get().epoch;
+        self.world.meanwhile();
+        if epoch == 0 || !self.is_current() {
+            return None;
+        }
+        Some(Valid { epoch: epoch + self.world.moves, namespace: OWN, event: self.world.event.get() })
     }
 
     fn table(&self) -> Option<&Table> {
-        Table::ref_from_bytes(self.words.as_bytes()).ok()
+        self.world.meanwhile();
+        let table = self.world.places[(self.swaps & TABLE) as usize].get();
+        Table::ref_from_bytes(self.world.tables[table].as_bytes()).ok()
     }
 
-    fn memory(&self, hash: u32) -> Option<&Remembered> {
-        self.memory.get(hash as usize % 64)
+    fn is_current(&self) -> bool {
+        self.world.meanwhile();
+        self.world.fault == Fault::Meanwhile || self.world.state.get().swaps == self.swaps
+    }
+
+    fn memory(&self, dentry: u64) -> Option<&Remembered> {
+        self.world.memory.get(place_of(dentry) % 64)
+    }
+
+    fn deaths(&self, dentry: u64) -> u32 {
+        self.world.deaths[place_of(dentry) % 64]
     }
 }

@@ -13,7 +13,6 @@ use rustix::{
     mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount},
 };
 use sensor::{
-    keys::{Known, Mounted},
     matcher::run_examples,
     policy::{Directory, PolicySet},
 };
@@ -122,7 +121,8 @@ impl Place {
 
     /// Where something is mounted, the last one last.
     fn mounts(&self) -> Vec<PathBuf> {
-        let mounts = known().mounts.into_iter().map(|mount| PathBuf::from(OsString::from_vec(mount.at)));
+        let mounts =
+            crate::mounted::known().mounts.into_iter().map(|mount| PathBuf::from(OsString::from_vec(mount.at)));
         mounts.filter(|at| at.starts_with(&self.base) && *at != self.base).collect()
     }
 
@@ -169,19 +169,4 @@ pub(crate) fn policy(name: &str, paths: &[String], operations: &[&str]) -> Strin
         "spec": {"subjects": "all", "paths": paths, "operations": operations},
     });
     format!("---\n{policy}\n")
-}
-
-/// The mounts of this namespace, the last one last.
-pub(crate) fn known() -> Known {
-    let of_line = |line: &str| {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (major, minor) = words[2].split_once(':').unwrap();
-        let device = major.parse::<u32>().unwrap() << 20 | minor.parse::<u32>().unwrap();
-        Mounted { device, part: words[3].as_bytes().to_vec(), at: words[4].as_bytes().to_vec() }
-    };
-    let mut mounts: Vec<Mounted> =
-        fs::read_to_string("/proc/self/mountinfo").unwrap().lines().map(of_line).collect();
-    mounts.sort_unstable();
-    mounts.dedup();
-    Known { mounts, links: Vec::new() }
 }

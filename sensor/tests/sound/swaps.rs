@@ -10,10 +10,7 @@ use sensor::{matcher::run_examples, observation::Observation, policy::Directory}
 use sensor_ebpf::table::Wants;
 use tokio::runtime::Handle;
 
-use crate::{
-    eye::Eye,
-    place::{known, policy},
-};
+use crate::{eye::Eye, mounted::known, place::policy};
 
 /// Opens that may be on their way at a time, so that none is lost.
 const ON_THEIR_WAY: u64 = 10_000;
