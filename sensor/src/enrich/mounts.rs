@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     fs,
+    io::{self, Read as _},
     time::{Duration, Instant},
 };
 
@@ -19,6 +20,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 const RETRY: Duration = Duration::from_millis(100);
 /// Most places of one file that are told.
 const HOMES: usize = 8;
+/// How much is read of a container's table of mounts: some 3,000.
+const MOST: u64 = 512 << 10;
 /// Most containers of which tables are remembered.
 const CACHE_LIMIT: usize = 2000;
 
@@ -176,7 +179,7 @@ impl Table {
         }
         self.read = Some(now);
         let Some(pid) = pid else { return };
-        if let (Ok(text), Some(namespace)) = (fs::read(procfs::of(pid, "mountinfo")), mount_namespace(pid)) {
+        if let (Ok(text), Some(namespace)) = (read(pid), mount_namespace(pid)) {
             let (places, root) = parse(&text);
             if self.places != places {
                 self.places = places;
@@ -229,6 +232,17 @@ fn is_made_for(home: &[u8], container: &Container) -> bool {
         kind && file && id.len() == 64 && id.iter().all(u8::is_ascii_hexdigit)
     });
     of_kubelet || of_runtime
+}
+
+/// The lines of /proc/PID/mountinfo, of a container's no more than [`MOST`] bytes: who may mount can make a hundred thousand
+/// (`fs.mount-max`), of any length. What the runtime has mounted comes first.
+fn read(pid: u32) -> io::Result<Vec<u8>> {
+    let mut text = Vec::new();
+    let most = if pid == host() { u64::MAX } else { MOST };
+    fs::File::open(procfs::of(pid, "mountinfo"))?.take(most).read_to_end(&mut text)?;
+    let whole = text.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+    text.truncate(whole);
+    Ok(text)
 }
 
 /// A /proc/PID/mountinfo (proc_pid_mountinfo(5)), and what is mounted at its root.
