@@ -18,7 +18,7 @@ SOUND_OPENS ?= 20000
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e image rules scale siem bench fuzz soak workload lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
+.PHONY: help run test e2e image rules scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
 .SILENT:
 
 help: ## this list
@@ -91,9 +91,9 @@ siem: release ## a thousand alerts through Kafka and rsyslog into a real OpenSea
 	e2e/setup.sh kafka opensearch siem
 	e2e/siem.sh $(RELEASE)
 
-bench: ## what an open costs, in instructions: docs/performance.md; what an event costs the matcher; events a second through a real broker, latency, memory of a full spool
-	GUEST_KERNELS=6.12 e2e/setup.sh build kafka guests
-	e2e/cost.sh 6.12
+bench: release ## what an open costs, in instructions, and with others' sensors: docs/performance.md; what an event costs the matcher; events a second through a real broker, latency, memory of a full spool
+	GUEST_KERNELS="$(COVERED)" e2e/setup.sh build kafka guests peers
+	e2e/cost.sh $(RELEASE) 6.12 $(filter-out 6.12,$(COVERED))
 	cargo bench --locked -p sensor
 
 fuzz: ## the policy parser and the glob compiler, ten minutes each with coverage feedback
@@ -110,6 +110,10 @@ workload: release ## ordinary work under the whole policy library: no alert; onl
 	GUEST_KERNELS= e2e/setup.sh e2e guests
 	$(SUDO) e2e/workload.sh $(RELEASE)
 
+precision: release ## how many opens of ordinary work the kernel's filter lets pass, and why
+	GUEST_KERNELS=6.12 e2e/setup.sh build guests precision
+	$(SUDO) e2e/precision.sh $(RELEASE)
+
 lint: ## formatting, lints of both sides, dependencies' licences and sources, schemas of records
 	e2e/setup.sh build lint
 	cargo fmt --check
@@ -118,5 +122,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 	cargo deny --locked check licenses bans sources
 	e2e/schemas.py --check
 
-full: lint test test-mutants e2e rules siem bench fuzz soak workload ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
+full: lint test test-mutants e2e rules siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
 	$(MAKE) test-guests KERNELS="6.1 7" SOUND_OPENS=1000000

@@ -2,7 +2,7 @@
 # guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7)
 # guest.sh KERNEL BINARY [ARG...]  boots it in QEMU and runs the static BINARY there, as root, under busybox
 #   GUEST_TIMEOUT=900  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
-#   GUEST_CPU='-smp 2'  arguments of QEMU's about CPUs
+#   GUEST_CPU='-smp 2'  arguments of QEMU's about CPUs      GUEST_FILES=DIR  what else is in the guest's root
 # Relays the guest's output; exits with BINARY's status, 124 after a hang, 125 if the guest died before it ended.
 # It is made to be a cargo runner: cargo test --config "target.'cfg(unix)'.runner=['e2e/guest.sh','6.12']"
 set -euo pipefail
@@ -53,12 +53,13 @@ root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
 cp "$cache/busybox" "$root/bin/busybox"
 cp "$binary" "$root/bin/workload"
 cp "$cache/kernels/$kernel/modules/overlay.ko" "$root/"
+[ -z "${GUEST_FILES:-}" ] || cp -a "$GUEST_FILES/." "$root/"
 # The first root cannot be left by pivot_root(2); a system's own root can.
 cat > "$root/init" <<'S'
 #!/bin/busybox sh
 /bin/busybox mkdir /root
 /bin/busybox mount -t tmpfs root /root
-/bin/busybox cp -a /bin /dev /etc /proc /sys /tmp /start /overlay.ko /root/
+for name in /*; do [ $name = /root ] || /bin/busybox cp -a $name /root/; done
 exec /bin/busybox switch_root /root /start
 S
 chmod +x "$root/init"
@@ -71,6 +72,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 mount -t cgroup2 cgroup /sys/fs/cgroup
 mount -t bpf bpf /sys/fs/bpf
+mount -t tracefs tracing /sys/kernel/tracing
 mount -t tmpfs tmp /tmp
 ip link set lo up
 insmod /overlay.ko

@@ -4,6 +4,8 @@
 #   lint    cargo-deny, and what fetches the packages of ECS and OCSF
 #   fuzz    the C++ compiler that builds libFuzzer
 #   e2e     what the README's journey is checked with
+#   peers   other sensors, which are measured as well: unpacked, not installed
+#   precision  what makes a Debian of a guest's own
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
 #   cluster etcd, Kubernetes' programs and helm, built with Go; openssl for their certificates
@@ -109,6 +111,21 @@ step_guests() {
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
 }
 
+# What other sensors need is unpacked with them, so that they run in a guest's bare root.
+step_peers() {
+  [ ! -e "$cache/peers/.complete" ] || return 0
+  say "fetching opensnoop, fatrace and auditd (6 MB)"
+  local work=$cache/peers deb; rm -rf "$work"; mkdir -p "$work"
+  "$here/apt-root.sh" "$cache/apt" update
+  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download libbpf-tools fatrace auditd libc6 libelf1 zlib1g libaudit1 libauparse0 \
+    libcap-ng0 libwrap0 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2 libkrb5support0 libkeyutils1 libnsl2 libtirpc3)
+  for deb in "$work"/*.deb; do dpkg -x "$deb" "$work/root"; rm "$deb"; done
+  rm -rf "$work/root/usr/share"
+  touch "$work/.complete"
+}
+
+step_precision() { packages python3=python3-minimal mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs; }
+
 # jars NAME VERSION PROPERTY SIZE: what e2e/NAME/pom.xml names at that version, in $cache/NAME-VERSION.
 jars() {
   packages java=openjdk-17-jre-headless mvn=maven
@@ -197,8 +214,8 @@ step_siem() {
   touch "$work/.complete"
 }
 
-[ $# -gt 0 ] || { sed -n '2,16s/^# \{0,1\}//p' "$0"; exit 64; }
+[ $# -gt 0 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e guests kafka cluster containers image node prometheus opensearch siem"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e peers precision guests kafka cluster containers image node prometheus opensearch siem"
   "step_$step"
 done

@@ -1,9 +1,17 @@
 //! What watching costs an open: instructions of one openat(2) and close(2), counted by an emulator that makes one
 //! instruction one nanosecond (`e2e/cost.sh`).
 //!
-//! With `table OUT LOG...` it makes docs/performance.md of what guests have printed.
+//! With `report OUT LOG...` it makes docs/performance.md of what guests have printed, with `verify` it only says what the
+//! verifier does.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what it says is its result")]
+mod empty;
+#[path = "../common/mounted.rs"]
+mod mounted;
+mod peers;
+mod report;
+mod verified;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -18,7 +26,7 @@ use rustix::{
 use sensor::{
     capture::{Capture, Config, Filter, Mode},
     hierarchy::Hierarchy,
-    keys::{Keys, Known, Mounted},
+    keys::Keys,
     matcher::run_examples,
     notice::Notices,
     policy::Directory,
@@ -37,8 +45,17 @@ const DEPTHS: [usize; 3] = [3, 8, 12];
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     match arguments.first().map(String::as_str) {
-        Some("table") => table(Path::new(&arguments[1]), &arguments[2..]),
+        Some("report") => report::write(Path::new(&arguments[1]), &arguments[2..]),
         Some("inside") => inside(),
+        Some("all-in") => {
+            let processes: Vec<u32> = arguments[2..].iter().map(|id| id.parse().unwrap()).collect();
+            println!("{}", peers::all_in(Path::new(&arguments[1]), &processes));
+        }
+        Some("load") => {
+            verified::make_room();
+            drop(in_runtime(load));
+        }
+        Some("verify") => verify(),
         _ if std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none() => {
             println!("not run: only an emulator counts instructions; type e2e/cost.sh");
         }
@@ -46,12 +63,16 @@ fn main() {
     }
 }
 
+/// By openat(2), as the C library does it: opensnoop does not look at open(2) where debugfs is not mounted.
+fn open_one(path: &Path) {
+    drop(rustix::fs::openat(rustix::fs::CWD, path, OFlags::RDONLY, Perm::empty()).unwrap());
+}
+
 /// Instructions of one openat(2) and close(2).
 fn cost(path: &Path) -> f64 {
-    let one = || drop(rustix::fs::open(path, OFlags::RDONLY, Perm::empty()).unwrap());
     let round = || {
         let began = Instant::now();
-        (0..OPENS).for_each(|_| one());
+        (0..OPENS).for_each(|_| open_one(path));
         began.elapsed().as_nanos() as f64 / f64::from(OPENS)
     };
     // What is done for the first time is no measure.
@@ -66,10 +87,15 @@ fn at(depth: usize, name: &str) -> PathBuf {
     path.join(name)
 }
 
-/// Keys of a policy that watches so many paths, beside `also`.
-fn keys(paths: usize, also: &[&str]) -> Keys {
-    let paths = (0..paths).map(|n| format!("/srv/app{}/conf/secret{n}.key", n % 97));
-    let paths: Vec<String> = paths.chain(also.iter().map(|path| (*path).to_owned())).collect();
+/// One of the many that are watched.
+fn watched_path(number: usize) -> String {
+    format!("/srv/app{}/conf/secret{number}.key", number % 97)
+}
+
+/// Policies that watch so many paths, beside `also`.
+fn policies(paths: usize, also: &[&str]) -> String {
+    let paths: Vec<String> =
+        (0..paths).map(watched_path).chain(also.iter().map(|path| (*path).to_owned())).collect();
     let documents = paths.chunks(500).enumerate().map(|(number, paths)| {
         let policy = serde_json::json!({
             "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy",
@@ -78,63 +104,80 @@ fn keys(paths: usize, also: &[&str]) -> Keys {
         });
         format!("---\n{policy}\n")
     });
-    let text: String = documents.collect();
-    let loaded = Directory::read_text(text.as_bytes(), run_examples);
-    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics.first());
-    loaded.set.keys(&known())
+    documents.collect()
 }
 
-/// The mounts of this namespace.
-fn known() -> Known {
-    let text = fs::read_to_string("/proc/self/mountinfo").unwrap();
-    let of_line = |line: &str| {
-        let words: Vec<&str> = line.split(' ').collect();
-        let (major, minor) = words[2].split_once(':').unwrap();
-        let device = major.parse::<u32>().unwrap() << 20 | minor.parse::<u32>().unwrap();
-        Mounted { device, part: words[3].as_bytes().to_vec(), at: words[4].as_bytes().to_vec() }
-    };
-    let mut mounts: Vec<Mounted> = text.lines().map(of_line).collect();
-    mounts.sort_unstable();
-    mounts.dedup();
-    Known { mounts, links: Vec::new() }
+/// The keys of those.
+fn keys(paths: usize, also: &[&str]) -> Keys {
+    let loaded = Directory::read_text(policies(paths, also).as_bytes(), run_examples);
+    assert!(loaded.diagnostics.is_empty(), "{:?}", loaded.diagnostics.first());
+    loaded.set.keys(&mounted::known())
 }
 
 fn say(row: &str, cost: f64, base: f64) {
     println!("COST\t{row}\t{cost:.0}\t{:+.0}", cost - base);
 }
 
+/// Loads and attaches everything; what it sees is never read.
+fn load() -> (Capture, impl Sized) {
+    let config = Config { mode: Mode::Fexit, skip_self: false, ..Config::default() };
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    Capture::new(&config, &hierarchy, std::sync::Arc::default(), Notices::default()).unwrap()
+}
+
+/// What the verifier says of the programs.
+fn verify() {
+    let mut loading = Command::new(std::env::current_exe().unwrap());
+    loading.arg("load");
+    verified::say_of(loading);
+}
+
 fn measure_all() {
+    verify();
     for depth in DEPTHS {
         let file = at(depth, "file");
         fs::create_dir_all(file.parent().unwrap()).unwrap();
         fs::write(&file, "").unwrap();
-        fs::write(at(depth, "watched"), "").unwrap();
+        ["watched", "passed"].iter().for_each(|name| fs::write(at(depth, name), "").unwrap());
     }
     fs::create_dir_all(MOUNTED).unwrap();
     ["file", "watched"].iter().for_each(|name| fs::write(Path::new(MOUNTED).join(name), "").unwrap());
     let overlay = make_overlay();
-    let base_mounted = cost(&Path::new(MOUNTED).join("file"));
     let base: Vec<f64> = DEPTHS.iter().map(|depth| cost(&at(*depth, "file"))).collect();
     for (depth, base) in DEPTHS.iter().zip(&base) {
         say(&format!("nothing, {depth} deep"), *base, *base);
     }
     let base_inside = in_overlay(&overlay);
     say("nothing, in an overlay root", base_inside, base_inside);
+    for (row, function, place) in [
+        ("an empty program at the entry of security_file_open", "security_file_open", empty::At::Entry),
+        ("an empty program at the return of do_filp_open", "do_filp_open", empty::At::Return),
+    ] {
+        let _attached = empty::attach(function, place);
+        say(&format!("{row}, 3 deep"), cost(&at(3, "file")), base[0]);
+        say(&format!("{row}, in an overlay root"), in_overlay(&overlay), base_inside);
+    }
+    in_runtime(|| measure_pathwatch(&base, base_inside, &overlay));
+    peers::measure_all();
+}
+
+fn in_runtime<T>(what: impl FnOnce() -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
-    let config = Config { mode: Mode::Fexit, skip_self: false, ..Config::default() };
-    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
-    // It is never read: what the kernel side costs is what is measured.
-    let (mut capture, _observations) =
-        Capture::new(&config, &hierarchy, std::sync::Arc::default(), Notices::default()).unwrap();
-    say_verified();
+    what()
+}
+
+/// Costs of the kernel side, with these of opens without it.
+fn measure_pathwatch(base: &[f64], base_inside: f64, overlay: &Path) {
+    let base_mounted = cost(&Path::new(MOUNTED).join("file"));
+    let (mut capture, _observations) = load();
     let mut filter = capture.take_filter().unwrap();
     for paths in [0, 10, 100, 1000, 10_000] {
         filter.set(&keys(paths, &[])).unwrap();
-        for (depth, base) in DEPTHS.iter().zip(&base) {
+        for (depth, base) in DEPTHS.iter().zip(base) {
             say(&format!("miss, {paths} paths, {depth} deep"), cost(&at(*depth, "file")), *base);
         }
-        say(&format!("miss, {paths} paths, in an overlay root"), in_overlay(&overlay), base_inside);
+        say(&format!("miss, {paths} paths, in an overlay root"), in_overlay(overlay), base_inside);
     }
     filter.set(&keys(1000, &[])).unwrap();
     for (row, wants) in [
@@ -148,7 +191,7 @@ fn measure_all() {
     first_after_a_change(&mut filter, base[0]);
     filter.set(&keys(1000, &["/**/watched"])).unwrap();
     say("miss, a name in any directory", cost(&at(8, "file")), base[1]);
-    for (depth, base) in DEPTHS.iter().zip(&base) {
+    for (depth, base) in DEPTHS.iter().zip(base) {
         say(&format!("hit, {depth} deep"), cost(&at(*depth, "watched")), *base);
     }
     let mounted = Path::new(MOUNTED);
@@ -158,17 +201,6 @@ fn measure_all() {
 /// The id of the cgroup that this is in: the root's, in a guest with nothing in it.
 fn own_cgroup() -> u64 {
     std::os::unix::fs::MetadataExt::ino(&fs::metadata("/sys/fs/cgroup").unwrap())
-}
-
-/// How many instructions the verifier has followed in each program, of the million that it follows at most.
-fn say_verified() {
-    for program in aya::programs::loaded_programs() {
-        let program = program.unwrap();
-        let followed =
-            program.verified_instruction_count().map_or("not told".to_owned(), |count| count.to_string());
-        let name = program.name_as_str().unwrap_or_default();
-        println!("VERIFIED\t{name}\t{}\t{followed}", program.size_translated().unwrap_or_default() / 8);
-    }
 }
 
 /// The first open in a directory after another was moved, of which all that is remembered is over.
@@ -219,31 +251,4 @@ fn inside() {
     std::env::set_current_dir("/").unwrap();
     rustix::mount::unmount("/old", rustix::mount::UnmountFlags::DETACH).unwrap();
     println!("{}", cost(Path::new("/tmp/cost/file")));
-}
-
-/// docs/performance.md of what guests have printed.
-fn table(out: &Path, logs: &[String]) {
-    let mut text = String::from(
-        "# What watching costs\n\nGenerated by `e2e/cost.sh`. Instructions of one openat(2) and close(2) in a guest whose \
-         emulator counts them, and how many\nare added to those without a sensor. Rows *miss* are of opens that no policy wants; \
-         *deep* is the number of components.\n",
-    );
-    for log in logs {
-        let said = fs::read_to_string(log).unwrap();
-        let kernel = said.lines().find_map(|line| line.split("uname -r: ").nth(1)).unwrap();
-        text.push_str(&format!("\n## {kernel}\n\n| | instructions | added |\n| --- | ---: | ---: |\n"));
-        for line in said.lines().filter_map(|line| line.strip_prefix("COST\t")) {
-            text.push_str(&format!("| {} |\n", line.replace('\t', " | ")));
-        }
-        text.push_str(
-            "\nWhat the verifier has followed of each program when it was loaded; it gives up at 1,000,000 instructions. The kernel \
-             cuts\nnames at 15 bytes.\n\n| program | instructions | followed |\n| --- | ---: | ---: |\n",
-        );
-        let mut programs: Vec<&str> = said.lines().filter_map(|line| line.strip_prefix("VERIFIED\t")).collect();
-        programs.sort_unstable();
-        for line in programs {
-            text.push_str(&format!("| {} |\n", line.replace('\t', " | ")));
-        }
-    }
-    fs::write(out, text).unwrap();
 }
