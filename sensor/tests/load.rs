@@ -337,7 +337,7 @@ fn a_storm_in_one_pod_costs_no_other_its_alerts_and_is_told_of_that_pod() {
     let dir = place.display();
     let run = |pod: usize, script: &str| {
         let mut shell = Command::new("sh");
-        shell.args(["-c", script]).stdout(Stdio::piped());
+        shell.args(["-c", script]);
         pods.containers[pod].spawn(&mut shell)
     };
     let records = || -> Vec<Value> {
@@ -347,9 +347,11 @@ fn a_storm_in_one_pod_costs_no_other_its_alerts_and_is_told_of_that_pod() {
     // The pod is known once it has had an alert.
     run(1, &format!(": < {dir}/quiet/0")).wait().unwrap();
     wait_until("the first alert", || add_up(&records(), "quiet")[0] == 1);
-    // It says the number without another open, which would be refused as well, and told.
-    let script = format!("n=0; while ! [ -e {dir}/stop ]; do n=$((n+1)); : < {dir}/loud; done; echo $n");
-    let loud = run(0, &script);
+    // The file for the number is opened first: at the end it would be refused as well, and told.
+    let script = format!(
+        "exec 3> {dir}/n; n=0; while ! [ -e {dir}/stop ]; do n=$((n+1)); : < {dir}/loud; done; echo $n >&3"
+    );
+    let mut loud = run(0, &script);
     let began = Instant::now();
     let pause = STORM.as_secs_f64() / QUIET as f64 - 0.005;
     let script =
@@ -357,8 +359,8 @@ fn a_storm_in_one_pod_costs_no_other_its_alerts_and_is_told_of_that_pod() {
     run(1, &script).wait().unwrap();
     wait_until("the end of the storm", || began.elapsed() >= STORM);
     fs::write(place.join("stop"), "").unwrap();
-    let said = loud.wait_with_output().unwrap().stdout;
-    let opened: u64 = String::from_utf8(said).unwrap().trim().parse().unwrap();
+    loud.wait().unwrap();
+    let opened: u64 = fs::read_to_string(place.join("n")).unwrap().trim().parse().unwrap();
     wait_until("the last alert", || add_up(&records(), "quiet")[0] >= QUIET as u64);
     sensor.stop();
     let records = records();
