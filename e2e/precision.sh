@@ -68,7 +68,7 @@ apt-get -qq purge -y nginx-light sqlite3 >>/tmp/apt 2>&1
 tell apt
 cd /work; cargo build --offline 2>&1 | tail -3
 tell build
-kill $sensor; wait $sensor || true
+kill $sensor; wait $sensor
 echo "PRECISION end alerts $(wc -l </tmp/alerts)"; head -c 2000 /tmp/alerts; tail -3 /tmp/log
 S
 sed -i "s/PACKAGES/$packages/" "$files/work.sh"

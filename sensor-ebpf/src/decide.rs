@@ -124,7 +124,7 @@ pub trait Kernel {
     fn is_current(&self) -> bool;
     /// Where a directory is remembered, by its dentry.
     fn memory(&self, dentry: u64) -> Option<&Remembered>;
-    /// How many dentries have been freed whose [`place_of`] is that of this one: it was none of them if the number is the same.
+    /// How many dentries have been freed whose [`place_of`](crate::table::place_of) is that of this one: it was none of them if the number is the same.
     fn deaths(&self, dentry: u64) -> u32;
 }
 
@@ -139,16 +139,6 @@ pub struct Mount {
     pub namespace: u64,
     /// Its root dentry.
     pub root: u64,
-}
-
-/// Places for what is counted by dentries.
-pub const PLACES: usize = 1 << 16;
-
-/// That of a dentry.
-#[inline(always)]
-#[must_use]
-pub const fn place_of(dentry: u64) -> usize {
-    (dentry.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 
 #[inline(always)]

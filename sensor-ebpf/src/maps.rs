@@ -9,8 +9,8 @@ use aya_ebpf::{
 use sensor_ebpf::{
     HOOKS, Hook, LOSSES as LOSS_REASONS, Loss, PARTS, Part,
     cgroups::Cgroups,
-    decide::{PLACES, REASONS, Reason, Remembered, place_of},
-    table::{CGROUPS, State, TABLE, Table, Wants},
+    decide::{REASONS, Reason, Remembered},
+    table::{CGROUPS, SLOTS, State, TABLE, Table, Wants, place_of},
 };
 
 use crate::record::Scratch;
@@ -94,7 +94,7 @@ static MOVES_ENDED: Word = Word::new();
 /// Dentries that have been freed, by their places.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.deaths")]
-static DEATHS: Shared<[Cell<u32>; PLACES]> = Shared([const { Cell::new(0) }; PLACES]);
+static DEATHS: Shared<[Cell<u32>; SLOTS]> = Shared([const { Cell::new(0) }; SLOTS]);
 /// What is wanted of the processes in each cgroup: what is in use, and what was before, which becomes the next.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = ".data.even")]
@@ -156,8 +156,7 @@ impl Word {
 /// What programs on several CPUs use, in cells.
 struct Shared<T>(T);
 
-// SAFETY: programs on other CPUs, and user space, race for aligned cells only, each of which one instruction reads or writes; what was read
-// too early is found out by reading `swaps` again.
+// SAFETY: programs on other CPUs, and user space, race for aligned cells only, each of which one instruction reads or writes.
 unsafe impl<T> Sync for Shared<T> {}
 
 /// [`State::swaps`].
@@ -254,7 +253,7 @@ pub(crate) fn deaths(dentry: u64) -> u32 {
 #[expect(clippy::indexing_slicing, reason = "the mask keeps it within")]
 #[inline(always)]
 fn death(dentry: u64) -> &'static Cell<u32> {
-    &DEATHS.0[place(dentry) & (PLACES - 1)]
+    &DEATHS.0[place(dentry) & (SLOTS - 1)]
 }
 
 /// The place of a dentry. The verifier allows no arithmetic with a pointer but to take it from another; then it is a number.

@@ -130,12 +130,12 @@ pub(crate) const fn mix(hash: u64, word: u64) -> u64 {
     hash ^ hash >> 32
 }
 
-/// Where a name of this hash is looked for in [`Table::names`] first.
+/// One of [`SLOTS`] places for a number: where a name of this hash is looked for in [`Table::names`] first, or where dentries are
+/// counted. All bits of the number have a say in it, so that the last bytes of a name do.
 #[inline(always)]
 #[must_use]
-pub const fn place_of(hash: u64) -> usize {
-    // What the end of a name changes in the hash must change this: these bits depend on all others.
-    (hash.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
+pub const fn place_of(number: u64) -> usize {
+    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 48) as usize
 }
 
 /// Where a device is looked for in [`Table::devices`] first.

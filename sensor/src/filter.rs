@@ -20,7 +20,7 @@ use crate::{
 const FORGET: Duration = Duration::from_secs(1);
 
 /// Said when the kernel's table has no place for a name.
-const FULL: &str = "the policies' paths have more names than the kernel's filter has places for (about 30,000 are sure to fit): every \
+const FULL: &str = "the policies' paths have more names than the kernel's filter has places for (some 12,000 different ones fit): every \
                     open is matched in user space until there are fewer paths";
 
 /// Hands on every set of `policies` to `in_force` after the kernel has its keys, until `stop`.

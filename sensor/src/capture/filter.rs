@@ -139,7 +139,8 @@ impl Filter {
         self.tables.set((steps[1].swaps & TABLE) as u32, table, 0)?;
         for step in steps {
             self.write(step)?;
-            self.state = step;
+            // If it is the last that succeeds, the next second's epoch is a later one all the same.
+            self.state = State { epoch: steps[2].epoch, ..step };
         }
         Ok(fits)
     }

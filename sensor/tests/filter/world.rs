@@ -11,8 +11,8 @@ use sensor::{
     keys::{Known, Mounted},
 };
 use sensor_ebpf::{
-    decide::{Dentries, Kernel, Mount, Remembered, Valid, place_of},
-    table::{State, TABLE, Table, WORDS, Wants},
+    decide::{Dentries, Kernel, Mount, Remembered, Valid},
+    table::{State, TABLE, Table, WORDS, Wants, place_of},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
