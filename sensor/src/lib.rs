@@ -5,6 +5,7 @@ pub mod capture;
 pub mod cli;
 pub mod config;
 pub mod controller;
+pub mod doctor;
 pub mod enrich;
 pub mod event;
 pub mod filter;
@@ -19,6 +20,7 @@ pub mod observation;
 pub mod policy;
 pub mod procfs;
 pub mod ship;
+pub mod status;
 
 use std::{
     io::Read,
@@ -33,10 +35,11 @@ use enrich::{Enrich, Inputs, Outputs, Targets};
 use event::Enriched;
 use hierarchy::Hierarchy;
 use http::Served;
+use jiff::Timestamp;
 use keys::Known;
 use metrics::Metrics;
 use notice::Notices;
-use policy::{Alert, Directory, Loaded, PolicySet, Readers};
+use policy::{Alert, Directory, InForce, Loaded, PolicySet, Readers};
 use ship::{Encoder, Format, Identity, Node, Redaction, Stdout};
 use tokio::{
     runtime::Handle,
@@ -74,14 +77,15 @@ pub async fn run(
     let node = Node { cluster: config.cluster.name.clone(), name: config.node_name() };
 
     loaded.tell(&metrics, &notices);
+    let (standings, standing) = watch::channel(loaded.standings().into());
     let (sets, policies) = watch::channel(loaded.set);
     let (resources, objects) = watch::channel(Arc::default());
     let states = (!config.has_policies_of_cluster()).then(|| Arc::from(loaded.objects));
     let (told, in_force) = watch::channel(states);
-    let Watched { enriched, filter, known, targets } =
+    let Watched { sight, enriched, filter, known, targets } =
         start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let (seen_for, judged_by) = watch::channel(policies.borrow().clone());
-    let alerts = start_matcher(enriched, judged_by.clone(), &common, &mut tasks);
+    let alerts = start_matcher(enriched, judged_by.clone(), procfs::own_pid(), &common, &mut tasks);
     tasks.spawn(filter::follow(
         filter,
         policies,
@@ -93,20 +97,46 @@ pub async fn run(
     if let Some(source) = config.policies_of_cluster()? {
         tasks.spawn(policy::watch_resources(source, resources, notices.clone()));
     }
-    if let Some(listen) = config.http.listen {
-        let served = Served {
-            metrics: metrics.clone(),
-            policies: in_force,
-            tokens: config.tokens()?,
-            since: Instant::now(),
-        };
-        tasks.spawn(http::serve(listen, served, stop.clone()));
-    }
-    let readers = Readers { sets, in_force: judged_by, objects: told };
+    let readers = Readers { sets, in_force: judged_by, objects: told, standings };
     tasks.spawn(policy::reload(directory, objects, readers, metrics.clone(), notices.clone(), stop.clone()));
+    let (examined, self_test) = watch::channel(None);
+    if config.capture.self_test {
+        tasks.spawn(doctor::keep(config.clone(), metrics.clone(), notices.clone(), examined, stop.clone()));
+    }
+    let status = status::Source {
+        node: node.name.clone(),
+        cluster: node.cluster.clone(),
+        since: Timestamp::now(),
+        sight,
+        target: config.ship.target(),
+        metrics: metrics.clone(),
+        notices: notices.clone(),
+        self_test,
+        policies: standing,
+    };
+    serve(&config, in_force, status, &stop, &mut tasks)?;
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
 
     finish(tasks, Some(stop), common).await
+}
+
+/// What others may ask, over the network and at this node.
+fn serve(
+    config: &Config,
+    policies: watch::Receiver<Option<Arc<[InForce]>>>,
+    status: status::Source,
+    stop: &CancellationToken,
+    tasks: &mut JoinSet<anyhow::Result<()>>,
+) -> anyhow::Result<()> {
+    let (metrics, notices) = (status.metrics.clone(), status.notices.clone());
+    let since = Instant::now();
+    let served = Served { metrics, policies, tokens: config.tokens()?, since, status: Some(status) };
+    let served = Arc::new(served);
+    if let Some(listen) = config.http.listen {
+        tasks.spawn(http::serve(listen, served.clone(), stop.clone()));
+    }
+    tasks.spawn(http::serve_local(config.http.socket.clone(), served, notices, stop.clone()));
+    Ok(())
 }
 
 /// Recorded events through the matcher to standard output, the same for the same input anywhere.
@@ -124,7 +154,7 @@ pub async fn replay(
     let (replay, enriched) = Replay::new(input, name, common.metrics.clone());
     common.metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
-    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
+    let alerts = start_matcher(enriched, policies, None, &common, &mut tasks);
     let encoder = Encoder::new(Identity::replay(), node, Format::Ecs, &Redaction::On);
     let stdout = Stdout::replay(encoder, common.metrics.clone());
 
@@ -150,7 +180,7 @@ pub async fn replay_to_sink(
     let (replay, enriched) = Replay::new(input, name, metrics.clone());
     metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
-    let alerts = start_matcher(enriched, policies, &common, &mut tasks);
+    let alerts = start_matcher(enriched, policies, None, &common, &mut tasks);
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
     tasks.spawn_blocking(move || replay.run());
     finish(tasks, None, common).await
@@ -177,8 +207,58 @@ pub async fn trace(
     finish(tasks, Some(stop), common).await
 }
 
+/// Most events that [`observe`] keeps.
+const OBSERVED: usize = 100_000;
+
+/// What was seen while something was done.
+pub struct Observed<T> {
+    /// How it was looked at.
+    pub sight: capture::Sight,
+    /// Every event that the policies may want, with who made it.
+    pub events: Vec<Enriched>,
+    /// What was counted.
+    pub metrics: Arc<Metrics>,
+    /// What came of what was done.
+    pub done: T,
+}
+
+/// Does `deed` under the eyes of the first two stages, once the kernel's filter knows what `policies` may want.
+///
+/// # Errors
+/// When capture cannot start, or a stage fails.
+pub async fn observe<T>(
+    config: &Config,
+    policies: PolicySet,
+    deed: impl Future<Output = T>,
+) -> anyhow::Result<Observed<T>> {
+    let (mut tasks, common, stop) = (JoinSet::new(), Common::default(), CancellationToken::new());
+    let Common { metrics, notices, .. } = common.clone();
+    let (_sets, policies) = watch::channel(Arc::new(policies));
+    let Watched { sight, mut enriched, filter, known, targets } =
+        start_capture_and_enrich(config, policies.clone(), &stop, &common, &mut tasks)?;
+    let (in_force, mut judged_by) = watch::channel(Arc::default());
+    let told = (metrics.clone(), notices);
+    tasks.spawn(filter::follow(filter, policies.clone(), (known, targets), in_force, told, stop.clone()));
+    let collecting = tokio::task::spawn_blocking(move || {
+        let mut events = Vec::new();
+        while let Some(event) = enriched.blocking_recv() {
+            if events.len() < OBSERVED {
+                events.push(event);
+            }
+        }
+        events
+    });
+    let is_set = |set: &Arc<PolicySet>| Arc::ptr_eq(set, &policies.borrow());
+    judged_by.wait_for(is_set).await.context("the filter could not be set")?;
+    let done = deed.await;
+    stop.cancel();
+    finish(tasks, Some(stop), common).await?;
+    Ok(Observed { sight, events: collecting.await?, metrics, done })
+}
+
 /// What the first two stages hand on.
 struct Watched {
+    sight: capture::Sight,
     enriched: mpsc::Receiver<Enriched>,
     filter: capture::Filter,
     known: watch::Receiver<Arc<Known>>,
@@ -197,7 +277,8 @@ fn start_capture_and_enrich(
     let hierarchy = Hierarchy::find(&config.enrich.cgroups)?;
     procfs::mounted_at(&config.enrich.proc, &hierarchy);
     let (mut capture, events) = Capture::new(&config.capture, &hierarchy, metrics.clone(), notices.clone())?;
-    policy::tell_unseen(&policies.borrow(), capture.mode(), capture.unseen());
+    let sight = capture.sight().clone();
+    policy::tell_unseen(&policies.borrow(), sight.mode, sight.gaps.iter().filter_map(|gap| gap.operation));
     let pods = enrich::watch_pods(&config.enrich, config.node_name(), policies.clone(), notices.clone(), tasks)?;
     let inputs = Inputs { observations: events, pods };
     let filter = capture.take_filter().context("capture has no filter")?;
@@ -207,20 +288,26 @@ fn start_capture_and_enrich(
     // It blocks on /proc, and so has a thread of its own.
     let runtime = Handle::current();
     tasks.spawn_blocking(move || runtime.block_on(enrich.run()));
-    Ok(Watched { enriched, filter, known, targets })
+    Ok(Watched { sight, enriched, filter, known, targets })
 }
 
-/// The matcher as a stage.
+/// The matcher as a stage. What children of `own` do, the process of the sensor, is the self-test and no alert.
 fn start_matcher(
     mut events: mpsc::Receiver<Enriched>,
     policies: watch::Receiver<Arc<PolicySet>>,
+    own: Option<u32>,
     common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> mpsc::Receiver<Alert> {
     let (alerts, receiver) = mpsc::channel(ALERTS);
     let Common { metrics, notices, .. } = common.clone();
+    metrics.queues.know("matcher", &alerts);
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {
+            if own.is_some_and(|own| event.ancestors.iter().any(|ancestor| ancestor.pid == own)) {
+                metrics.unmatched.add(1);
+                continue;
+            }
             // An event is judged by one whole set, whatever happens to the policies meanwhile.
             let set = policies.borrow().clone();
             let decision = matcher::decide(&Arc::new(event), &set);
@@ -237,6 +324,7 @@ fn start_matcher(
             fired.add(1);
             for alert in decision.alerts {
                 metrics.fired.add(1);
+                metrics.hits.add(&alert.policy.full_name());
                 if alerts.send(alert).await.is_err() {
                     metrics.alerts_lost.add(1);
                     return Ok(());

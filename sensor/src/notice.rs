@@ -5,6 +5,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
 /// One kind of trouble, however often it was met since the last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
@@ -44,6 +47,23 @@ impl Notice {
     }
 }
 
+/// One kind of trouble since the process began, for whoever asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Trouble {
+    /// As in a [`Notice`].
+    pub stage: String,
+    /// As in a [`Notice`].
+    pub reason: String,
+    /// As in a [`Notice`].
+    pub lost: bool,
+    /// How often, or how many records.
+    pub count: u64,
+    /// When last.
+    pub last: Timestamp,
+    /// What was said then.
+    pub detail: String,
+}
+
 /// Who reads notices.
 #[derive(Clone, Copy)]
 enum Reader {
@@ -58,7 +78,14 @@ type Coalesced = BTreeMap<(&'static str, &'static str, Option<Whose>), Notice>;
 /// The first two are fixed words of this program and of containers there are [`APART`], so it is bounded by construction, never blocks and never drops one:
 /// the design had a bounded channel here, which would have to do one of the two.
 #[derive(Clone, Default)]
-pub struct Notices(Arc<Mutex<[Coalesced; 2]>>);
+pub struct Notices(Arc<Mutex<Shelves>>);
+
+#[derive(Default)]
+struct Shelves {
+    readers: [Coalesced; 2],
+    /// By stage and reason.
+    kept: BTreeMap<(&'static str, &'static str), Trouble>,
+}
 
 impl Notices {
     /// Adds `count` to the notices of this stage and reason.
@@ -93,7 +120,19 @@ impl Notices {
     }
 
     fn tell_readers(&self, notice: &Notice, how_many: usize) {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Shelves { readers, kept } = &mut *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Notice { stage, reason, lost, count, detail, .. } = notice;
+        let told = kept.entry((stage, reason)).or_insert_with(|| Trouble {
+            stage: (*stage).to_owned(),
+            reason: (*reason).to_owned(),
+            lost: *lost,
+            count: 0,
+            last: Timestamp::UNIX_EPOCH,
+            detail: String::new(),
+        });
+        told.count += count;
+        told.last = Timestamp::now();
+        told.detail.clone_from(detail);
         for notices in readers.iter_mut().take(how_many) {
             let apart = notices.len() < APART;
             let whose = notice.whose.clone().filter(|_| apart);
@@ -116,9 +155,16 @@ impl Notices {
         self.take_for(Reader::Ship)
     }
 
+    /// All kinds of trouble since the process began, sorted by stage and reason.
+    #[must_use]
+    pub fn kept(&self) -> Vec<Trouble> {
+        let shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shelves.kept.values().cloned().collect()
+    }
+
     fn take_for(&self, reader: Reader) -> Vec<Notice> {
-        let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let [log, ship] = &mut *readers;
+        let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let [log, ship] = &mut shelves.readers;
         let notices = match reader {
             Reader::Log => log,
             Reader::Ship => ship,
@@ -133,11 +179,11 @@ impl Notices {
         loop {
             ticks.tick().await;
             logged.retain(|_, at| at.elapsed() < REPEAT);
-            let mut readers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let [log, _] = &mut *readers;
+            let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let [log, _] = &mut shelves.readers;
             let due: Vec<_> =
                 log.extract_if(.., |(stage, reason, _), _| !logged.contains_key(&(*stage, *reason))).collect();
-            drop(readers);
+            drop(shelves);
             for ((stage, reason, _), notice) in due {
                 logged.insert((stage, reason), Instant::now());
                 notice.log();
@@ -166,5 +212,9 @@ mod tests {
         assert_eq!((taken[0].count, taken[0].detail.as_str(), taken[0].lost), (5, "second", true));
         assert!(notices.take().is_empty());
         assert_eq!(notices.take_to_ship(), taken);
+        notices.lost("capture", "ring_full", 4, "third");
+        let kept = notices.kept();
+        assert_eq!(kept.len(), 2);
+        assert_eq!((kept[0].count, kept[0].detail.as_str(), kept[0].lost), (9, "third", true));
     }
 }

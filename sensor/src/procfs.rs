@@ -38,6 +38,12 @@ pub fn of(pid: impl Display, what: &str) -> PathBuf {
     node().join(format!("{pid}/{what}"))
 }
 
+/// The number of this process there; None if it shows none.
+#[must_use]
+pub fn own_pid() -> Option<u32> {
+    fs::read_link(node().join("self")).ok()?.to_str()?.parse().ok()
+}
+
 /// The cgroups of a process as in /proc/PID/cgroup, with paths from the node's root; None if it is gone.
 pub fn cgroups(pid: impl Display) -> Option<Vec<u8>> {
     let table = fs::read(of(pid, "cgroup")).ok()?;

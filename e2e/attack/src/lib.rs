@@ -33,7 +33,7 @@ pub struct Stage {
 #[derive(Debug)]
 pub struct Tried {
     pub name: &'static str,
-    /// The process that did it, or whose children did.
+    /// The process that did it, or whose children did, by its number in the /proc that was named.
     pub pid: u32,
     /// Why it was not done.
     pub failed: Option<String>,
@@ -81,16 +81,19 @@ impl Case {
     }
 }
 
-/// Does all cases of `only`, or all there are, in directories of `base`.
-pub fn run(base: &Path, only: &[String]) -> Vec<Tried> {
+/// Does all cases of `only`, or all there are, in directories of `base`. `proc` is where processes have the numbers by which they
+/// are to be told, which in a container are others than its own.
+pub fn run(base: &Path, only: &[String], proc: &Path) -> Vec<Tried> {
     let wanted = |case: &&Case| only.is_empty() || only.iter().any(|name| name == case.name);
-    CASES.iter().filter(wanted).map(|case| try_one(case, base)).collect()
+    CASES.iter().filter(wanted).map(|case| try_one(case, base, proc)).collect()
 }
 
-fn try_one(case: &Case, base: &Path) -> Tried {
-    let note = base.join(format!("{}.failed", case.name));
+fn try_one(case: &Case, base: &Path, proc: &Path) -> Tried {
+    let [note, number] = ["failed", "pid"].map(|what| base.join(format!("{}.{what}", case.name)));
     let child = match sys::fork() {
         Ok(0) => {
+            let own = fs::read_link(proc.join("self")).unwrap_or_default();
+            fs::write(&number, own.as_os_str().as_bytes()).ok();
             let done = prepare(case, base).and_then(|stage| (case.act)(&stage));
             let code = match done {
                 Ok(()) => 0,
@@ -105,7 +108,8 @@ fn try_one(case: &Case, base: &Path) -> Tried {
     let failed = (status != 0).then(|| {
         fs::read_to_string(&note).unwrap_or_else(|_| format!("its process ended with status {status:#x}"))
     });
-    Tried { name: case.name, pid: child as u32, failed }
+    let told = fs::read_to_string(&number).ok().and_then(|number| number.parse().ok());
+    Tried { name: case.name, pid: told.unwrap_or(child as u32), failed }
 }
 
 fn prepare(case: &Case, base: &Path) -> Result<Stage> {

@@ -1,7 +1,10 @@
 //! `attack DIRECTORY [CASE…]`: does it, and prints a line a case: its name, its process, why it was not done, what is done
 //! to the watched file, and by which of its names that is told.
 #![expect(clippy::print_stdout, reason = "its output")]
-use std::{path::PathBuf, process::ExitCode};
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
 fn main() -> ExitCode {
     let mut arguments = std::env::args().skip(1);
@@ -12,7 +15,7 @@ fn main() -> ExitCode {
     };
     let base = PathBuf::from(base);
     let only: Vec<String> = arguments.collect();
-    for tried in attack::run(&base, &only) {
+    for tried in attack::run(&base, &only, Path::new("/proc")) {
         let case = attack::CASES.iter().find(|case| case.name == tried.name);
         let (operation, view) = case.map_or(("", ""), |case| (case.operation, case.named_by));
         let failed = tried.failed.unwrap_or_default().replace(['\n', '\t'], " ");

@@ -16,7 +16,7 @@ use rustix::process::{Resource, Rlimit};
 use sensor_ebpf::{Hook, table};
 
 use super::{
-    Config, Error, Mode,
+    Config, Error, Gap, Mode,
     btf::Types,
     filter::Filter,
     hooks::{self, Link, SPECS, Spec},
@@ -42,6 +42,9 @@ const STRAY_PROGRAMS: [&str; 2] = ["cgroup_attach_task", "sched_process_fork"];
 /// The program that sees everything in the tracepoint mode.
 const SYS_EXIT: &str = "sys_exit";
 
+/// Why that does not see all.
+const NO_RETURN: &str = "no system call returns what it opens, and this kernel refuses fexit";
+
 /// What was attached.
 pub(super) struct Loaded {
     pub(super) bpf: Ebpf,
@@ -49,8 +52,10 @@ pub(super) struct Loaded {
     pub(super) recorder: Option<ProgramArray<MapData>>,
     pub(super) filter: Filter,
     pub(super) mode: CaptureMode,
-    /// What can be done to a file without being seen, sorted.
-    pub(super) unseen: Vec<Operation>,
+    /// Why it is not a better one.
+    pub(super) instead: Option<String>,
+    /// What is not seen in it.
+    pub(super) gaps: Vec<Gap>,
     /// The program that sees opens.
     pub(super) opens: Attached,
 }
@@ -89,10 +94,11 @@ pub(super) fn load(config: &Config, hierarchy: &Hierarchy) -> Result<Loaded, Err
             Ok(loaded) => loaded,
             Err(why) => {
                 tracing::warn!("{why}; falling back to the return of system calls");
-                try_tracepoint()?
+                Loaded { instead: Some(why.to_string()), ..try_tracepoint()? }
             }
         },
     };
+    loaded.gaps.iter().for_each(|gap| tracing::warn!("{} is not seen on this kernel: {}", gap.what, gap.why));
     tracing::info!(mode = %loaded.mode, "capture is attached");
     Ok(loaded)
 }
@@ -101,10 +107,10 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     let mut bpf = object(globals, config.ring.as_u64())?;
     let mut filter = Filter::new(&mut bpf)?;
     let recorder = Some(hooks::load_recorder(&mut bpf, types, btf)?);
-    let (mut lacking, mut opens) = (Vec::<Hook>::new(), None);
+    let (mut lacking, mut opens) = (Vec::<(Hook, String)>::new(), None);
     for spec in SPECS {
         // A hook is of no use with a part of its programs.
-        if lacking.contains(&spec.hook) {
+        if lacking.iter().any(|(hook, _)| *hook == spec.hook) {
             continue;
         }
         let why = match hooks::attach(spec, &mut bpf, types, btf) {
@@ -117,18 +123,15 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
             Err(why) => why,
         };
         // Without opens there is no sensor; without another hook it is one that says what it does not see.
-        let Some((what, _)) = hooks::needed_for(spec.hook) else { return Err(why) };
-        tracing::warn!("{what} is not seen on this kernel: {why}");
-        lacking.push(spec.hook);
+        if hooks::needed_for(spec.hook).is_none() {
+            return Err(why);
+        }
+        lacking.push((spec.hook, why.to_string()));
     }
     let silent = silent(&bpf, &lacking)?;
     lacking.extend(silent);
-    let mut unseen: Vec<Operation> = lacking
-        .into_iter()
-        .filter_map(|hook| hooks::needed_for(hook).and_then(|(_, operation)| operation))
-        .collect();
-    unseen.sort_unstable();
-    unseen.dedup();
+    let gap = |(hook, why)| hooks::needed_for(hook).map(|(what, operation)| Gap { what: what.to_owned(), operation, why });
+    let gaps = lacking.into_iter().filter_map(gap).collect();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     let moves = if config.watch_moves { hooks::attach_moves(&mut bpf, types, btf) } else { Ok(()) };
     match moves {
@@ -140,29 +143,29 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
         Err(why) => tracing::warn!("the filter does not know whom policies speak of: {why}"),
     }
     let opens = opens.ok_or(Error::MissingProgram("do_filp_open"))?;
-    Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, unseen, opens })
+    Ok(Loaded { bpf, recorder, filter, mode: CaptureMode::Fexit, instead: None, gaps, opens })
 }
 
 /// The hooks of which a program is attached and does not fire, beside those that are `lacking` already.
-fn silent(bpf: &Ebpf, lacking: &[Hook]) -> Result<Vec<Hook>, Error> {
+fn silent(bpf: &Ebpf, lacking: &[(Hook, String)]) -> Result<Vec<(Hook, String)>, Error> {
     let Some(fired) = selftest::fired(bpf) else {
         let places = selftest::PLACES.join(", ");
         tracing::warn!("whether the hooks fire could not be tried: make one of {places} writable for the sensor");
         return Ok(Vec::new());
     };
     let fired = fired?;
-    let mut hooks = Vec::new();
-    for Spec { program, hook, part, .. } in SPECS.iter().filter(|spec| !lacking.contains(&spec.hook)) {
-        if fired.has(*hook, *part) {
+    let mut found: Vec<(Hook, String)> = Vec::new();
+    for Spec { program, hook, part, .. } in SPECS {
+        if fired.has(*hook, *part) || lacking.iter().chain(&found).any(|(known, _)| known == hook) {
             continue;
         }
-        let Some((what, _)) = hooks::needed_for(*hook) else { return Err(Error::Silent(program)) };
-        tracing::warn!(
-            "{what} is not seen on this kernel: {program} is attached and never runs; please report the kernel's version"
-        );
-        hooks.push(*hook);
+        if hooks::needed_for(*hook).is_none() {
+            return Err(Error::Silent(program));
+        }
+        let why = format!("{program} is attached and never runs; please report the kernel's version");
+        found.push((*hook, why));
     }
-    Ok(hooks)
+    Ok(found)
 }
 
 fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loaded, Error> {
@@ -172,8 +175,9 @@ fn tracepoint(globals: &[(&str, u32)], config: &Config, btf: &Btf) -> Result<Loa
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     // It sees all that is done to files by system calls.
     let opens = Attached { name: SYS_EXIT, link, classes: table::ALL | table::CHANGE, returns: true };
-    let unseen = vec![Operation::Exec];
-    Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, unseen, opens })
+    let gap = |what: &str, operation| Gap { what: what.to_owned(), operation, why: NO_RETURN.to_owned() };
+    let gaps = vec![gap("execve(2)", Some(Operation::Exec)), gap("io_uring(7)", None)];
+    Ok(Loaded { bpf, recorder: None, filter, mode: CaptureMode::Tracepoint, instead: None, gaps, opens })
 }
 
 /// Descriptors of the programs of such names, open as long as those are.

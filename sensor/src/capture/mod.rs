@@ -3,6 +3,7 @@
 //! Must not know policies, pods or sinks. Only this folder imports `aya`.
 mod btf;
 mod decode;
+mod error;
 mod filter;
 mod hooks;
 mod load;
@@ -30,7 +31,11 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::filter::{Filter, swap, table};
+pub use self::{
+    error::Error,
+    filter::{Filter, swap, table},
+    selftest::PLACES,
+};
 use self::shares::Shares;
 use self::{
     decode::Decoder,
@@ -68,6 +73,8 @@ pub struct Config {
     pub skip_self: bool,
     /// How many records one cgroup may cause: a storm in one pod must not blind the node to the others.
     pub share: Share,
+    /// Have a child process try at the start what is seen on this kernel.
+    pub self_test: bool,
     /// Rounds of each of the two passes of the path walk: how many components and mounts a path may have, halved.
     /// Tests take fewer, because the verifier's time grows with them.
     #[serde(skip)]
@@ -87,6 +94,7 @@ impl Default for Config {
             ring: ByteSize::mib(8),
             share: Share::default(),
             skip_self: true,
+            self_test: true,
             walk_rounds: 1024,
             watch_moves: true,
         }
@@ -142,60 +150,39 @@ pub enum Mode {
     Tracepoint,
 }
 
-/// Why capture cannot start.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// Capabilities are missing.
-    #[error(
-        "not permitted to load eBPF programs: needs CAP_BPF and CAP_PERFMON; run as root, for example with sudo"
-    )]
-    NotPermitted,
-    /// The kernel does not describe itself.
-    #[error(
-        "this kernel has no type information at {}: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are",
-        btf::VMLINUX
-    )]
-    NoBtf,
-    /// The kernel's description of itself cannot be parsed.
-    #[error(
-        "the kernel's type information at {} cannot be read: please report this kernel's version",
-        btf::VMLINUX
-    )]
-    BadBtf,
-    /// A structure has lost a member.
-    #[error("this kernel's struct {0} has no member {1}: please report its version")]
-    MissingMember(&'static str, String),
-    /// None of the known functions exists.
-    #[error("this kernel has no function {0} as it is known; please report its version")]
-    MissingFunction(String),
-    /// The compiler has put the function into its callers.
-    #[error(
-        "the kernel has {0} attached and never runs it: set capture.mode to tracepoint, and please report its version"
-    )]
-    Silent(&'static str),
-    /// The embedded object lacks a program: a broken build.
-    #[error("the embedded kernel object has no {0}: this binary is damaged")]
-    MissingProgram(&'static str),
-    /// The kernel refused.
-    #[error("the kernel refuses to load {0}: {cause}", cause = .1.root_cause())]
-    Load(&'static str, #[source] anyhow::Error),
-    /// A file of the kernel cannot be read.
-    #[error("cannot read {0}: {1}")]
-    Io(String, #[source] std::io::Error),
+/// How a sensor looks at a kernel, and what it cannot see there.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sight {
+    /// By what.
+    pub mode: CaptureMode,
+    /// Why not by something better.
+    pub instead: Option<String>,
+    /// What is not seen, beside what its mode cannot know of a path.
+    pub gaps: Vec<Gap>,
+}
+
+/// Something that can be done to files without being seen.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Gap {
+    /// How it is done, such as a system call.
+    pub what: String,
+    /// What policies call it, if that is all there is to see of it.
+    pub operation: Option<Operation>,
+    /// The reason.
+    pub why: String,
 }
 
 /// Attached programs, and the reader of the ring that they fill.
 pub struct Capture {
     programs: Programs,
     recorder: Option<ProgramArray<MapData>>,
-    unseen: Vec<Operation>,
+    sight: Sight,
     filter: Option<Filter>,
     reader: Reader,
 }
 
 struct Reader {
-    /// Descriptors of the programs, open as long as those are; and whether they report what is done to files.
-    attached: Vec<(RawFd, bool)>,
+    attached: Vec<Attached>,
     ring: AsyncFd<RingBuf<MapData>>,
     losses: PerCpuArray<MapData, u64>,
     sequences: PerCpuArray<MapData, u64>,
@@ -207,6 +194,15 @@ struct Reader {
     metrics: Arc<Metrics>,
     notices: Notices,
     events: mpsc::Sender<Observation>,
+}
+
+/// A program of the kernel side.
+struct Attached {
+    name: String,
+    /// Open as long as the program is.
+    descriptor: RawFd,
+    /// It reports what is done to files.
+    reports_opens: bool,
 }
 
 /// What was already accounted for.
@@ -229,7 +225,7 @@ impl Capture {
         metrics: Arc<Metrics>,
         notices: Notices,
     ) -> Result<(Self, mpsc::Receiver<Observation>), Error> {
-        let Loaded { bpf: mut programs, recorder, mut filter, mode, unseen, opens } =
+        let Loaded { bpf: mut programs, recorder, mut filter, mode, instead, gaps, opens } =
             load::load(config, hierarchy)?;
         memory::give_back();
         let shares = Shares::new(&mut programs)?;
@@ -241,11 +237,15 @@ impl Capture {
         #[expect(unsafe_code, reason = "tokio has no safe way to wait for a descriptor of somebody else's type")]
         let ring = unsafe { AsyncFd::register(ring) }.map_err(|why| Error::Load("EVENTS", why.into()))?;
         let attached = programs.programs().filter_map(|(name, program)| {
-            Some((program.fd().ok()?.as_fd().as_raw_fd(), !load::PROCESS_TRACEPOINTS.contains(&name)))
+            let descriptor = program.fd().ok()?.as_fd().as_raw_fd();
+            let reports_opens = !load::PROCESS_TRACEPOINTS.contains(&name);
+            Some(Attached { name: name.to_owned(), descriptor, reports_opens })
         });
-        let attached = attached.collect();
+        let attached: Vec<Attached> = attached.collect();
         let decoder = Decoder { boot_id: boot_id()?, mode, boot_time: boot_time() };
         let (events, receiver) = mpsc::channel(QUEUE);
+        metrics.queues.know("capture", &events);
+        metrics.programs.know(attached.iter().map(|program: &Attached| program.name.clone()));
         let seen = Seen { lost: [0; HOOKS * LOSSES], numbered: [0; HOOKS], skipped: 0, processes_skipped: 0 };
         let reader = Reader {
             attached,
@@ -262,13 +262,8 @@ impl Capture {
         };
         let programs = Programs::new(programs);
         filter.attaches(Opens::new(programs.clone(), opens));
-        Ok((Self { programs, recorder, unseen, filter: Some(filter), reader }, receiver))
-    }
-
-    /// How it looks.
-    #[must_use]
-    pub fn mode(&self) -> CaptureMode {
-        self.reader.decoder.mode
+        let sight = Sight { mode, instead, gaps };
+        Ok((Self { programs, recorder, sight, filter: Some(filter), reader }, receiver))
     }
 
     /// The kernel's filter, through which everything passes as long as nobody sets it; None the second time.
@@ -276,10 +271,10 @@ impl Capture {
         self.filter.take()
     }
 
-    /// What can be done to a file without being seen.
+    /// How it looks, and what it cannot see.
     #[must_use]
-    pub fn unseen(&self) -> &[Operation] {
-        &self.unseen
+    pub fn sight(&self) -> &Sight {
+        &self.sight
     }
 
     /// Hands events on until `stop` is cancelled; then detaches, hands on what the ring still holds, and accounts
@@ -357,11 +352,13 @@ impl Reader {
 
     /// Turns the kernel's counters into notices and metrics.
     fn count_losses(&mut self) {
-        let skipped = |opens: bool| {
-            let programs = self.attached.iter().filter(|(_, reports_opens)| *reports_opens == opens);
-            programs.filter_map(|(program, _)| recursion_misses(*program)).sum::<u64>()
-        };
-        let (opens, processes) = (skipped(true), skipped(false));
+        let (mut opens, mut processes) = (0, 0);
+        for (program, told) in self.attached.iter().zip(self.metrics.programs.each()) {
+            let Some(runs) = Runs::of(program.descriptor) else { continue };
+            *(if program.reports_opens { &mut opens } else { &mut processes }) += runs.skipped;
+            told.nanoseconds.set(runs.nanoseconds);
+            told.runs.set(runs.count);
+        }
         let new = opens.saturating_sub(self.seen.skipped);
         if new > 0 {
             self.seen.skipped = opens;
@@ -428,10 +425,26 @@ pub fn prototype(function: &str) -> Result<Option<String>, Error> {
     Ok(btf::Types::of_this_kernel()?.prototype(function))
 }
 
-/// How often the kernel skipped a program, from 5.12 on (bpf_prog_show_fdinfo() in kernel/bpf/syscall.c).
-fn recursion_misses(program: RawFd) -> Option<u64> {
-    let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
-    info.lines().find_map(|line| line.strip_prefix("recursion_misses:")?.trim().parse().ok())
+/// What the kernel has counted of a program (bpf_prog_show_fdinfo() in kernel/bpf/syscall.c).
+#[derive(Default)]
+struct Runs {
+    /// How often it was skipped, from 5.12 on.
+    skipped: u64,
+    /// Zero unless `kernel.bpf_stats_enabled` is set, as is the next.
+    nanoseconds: u64,
+    count: u64,
+}
+
+impl Runs {
+    fn of(program: RawFd) -> Option<Self> {
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{program}")).ok()?;
+        let field = |name: &str| info.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        Some(Self {
+            skipped: field("recursion_misses:").unwrap_or(0),
+            nanoseconds: field("run_time_ns:").unwrap_or(0),
+            count: field("run_cnt:").unwrap_or(0),
+        })
+    }
 }
 
 /// How much the sum of a counter over all CPUs has grown since it was `seen`.

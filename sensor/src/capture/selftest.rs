@@ -15,7 +15,7 @@ use super::Error;
 const FIRED: &str = "FIRED";
 
 /// Where the sensor may write, first come first served: a container with a read-only root has the first.
-pub(super) const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
+pub const PLACES: [&str; 4] = ["/dev/shm", "/tmp", "/run", "/var/tmp"];
 
 /// Does to files of its own what the hooks watch, and says which programs have run for it; None if it found no place.
 pub(super) fn fired(bpf: &Ebpf) -> Option<Result<Fired, Error>> {

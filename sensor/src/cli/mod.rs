@@ -1,9 +1,12 @@
 //! The command line.
 mod audit;
 mod controller;
+mod doctor;
+mod page;
 mod policy;
 mod replay;
 mod run;
+mod status;
 mod tail;
 mod trace;
 
@@ -38,6 +41,8 @@ Exit status: 0 success, 1 failure, 64 bad usage or configuration, 77 not permitt
 
 Examples:
   sudo pathwatch run                          policies from ./policies, alerts here
+  sudo pathwatch doctor                       what is seen here, and what is not?
+  sudo pathwatch status                       how is the sensor that runs here?
   sudo pathwatch trace '/etc/**'              every open below /etc as it happens
   sudo pathwatch trace --record opens.jsonl   record opens, to try policies on them
   pathwatch replay opens.jsonl                which alerts would they have raised?
@@ -54,6 +59,10 @@ struct Cli {
 enum Command {
     /// Run the sensor
     Run(run::Arguments),
+    /// Ask the sensor that runs here: does it see, what is lost, do alerts arrive
+    Status(status::Arguments),
+    /// Say what is seen on this machine, what is not, and what to do about it
+    Doctor(doctor::Arguments),
     /// Show every open as it happens
     Trace(trace::Arguments),
     /// Run recorded opens through the policies and print the alerts
@@ -66,6 +75,13 @@ enum Command {
     Controller(controller::Arguments),
     /// Print the custom resources of policies
     Crd,
+    /// What doctor has a child do: go ways to a file
+    #[command(name = crate::doctor::ATTACK, hide = true)]
+    Attack {
+        directory: PathBuf,
+        proc: PathBuf,
+        cases: Vec<String>,
+    },
     /// Check, explain and tune policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -192,21 +208,35 @@ pub fn main() -> ExitCode {
     };
     let outcome = match &cli.command {
         Command::Run(arguments) => run::run(arguments),
+        Command::Status(arguments) => status::run(arguments),
+        Command::Doctor(arguments) => doctor::run(arguments),
         Command::Trace(arguments) => trace::run(arguments),
         Command::Replay(arguments) => replay::run(arguments),
         Command::Audit(arguments) => audit::run(arguments),
         Command::Tail(arguments) => tail::run(arguments),
         Command::Controller(arguments) => controller::run(arguments),
         Command::Crd => policy::print_crds(),
+        Command::Attack { directory, proc, cases } => {
+            crate::doctor::act(directory, proc, cases).map_err(anyhow::Error::from)
+        }
         Command::Policy(command) => policy::run(command),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(why) => {
-            complain(&why);
+            if !why.is::<Quiet>() {
+                complain(&why);
+            }
             exit_code(&why).into()
         }
     }
+}
+
+/// A failure of which standard output has told everything.
+#[derive(Debug, thiserror::Error)]
+#[error("see above")]
+struct Quiet {
+    not_permitted: bool,
 }
 
 #[expect(clippy::print_stderr, reason = "the one place where errors reach a person")]
@@ -220,7 +250,9 @@ fn complain(why: &anyhow::Error) {
 fn exit_code(why: &anyhow::Error) -> u8 {
     if why.is::<config::Error>() || why.is::<Errors>() {
         USAGE
-    } else if matches!(why.downcast_ref(), Some(capture::Error::NotPermitted)) {
+    } else if let Some(found) = why.downcast_ref::<Quiet>() {
+        if found.not_permitted { NOT_PERMITTED } else { 1 }
+    } else if why.downcast_ref().is_some_and(capture::Error::is_not_permitted) {
         NOT_PERMITTED
     } else {
         1

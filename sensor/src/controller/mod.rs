@@ -63,8 +63,9 @@ pub async fn run(config: Config, judge: Judge, stop: CancellationToken) -> anyho
     let mut tasks = JoinSet::new();
     if let Some(listen) = config.listen {
         let (_, policies) = watch::channel(Some(Arc::from([])));
-        let served = Served { metrics: metrics.clone(), policies, tokens: None, since: std::time::Instant::now() };
-        tasks.spawn(http::serve(listen, served, stop.clone()));
+        let since = std::time::Instant::now();
+        let served = Served { metrics: metrics.clone(), policies, tokens: None, since, status: None };
+        tasks.spawn(http::serve(listen, Arc::new(served), stop.clone()));
     }
     tasks.spawn(policy::watch_resources(source.clone(), sender, notices.clone()));
     let log = tokio::spawn(notices.clone().log());

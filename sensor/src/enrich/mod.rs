@@ -131,6 +131,7 @@ impl Enrich {
     ) -> (Self, Outputs) {
         let Inputs { observations, pods: Changes(changes) } = inputs;
         let (enriched, receiver) = mpsc::channel(QUEUE);
+        metrics.queues.know("enrich", &enriched);
         let (selection, targets) = Selection::new();
         let (known, of_files) = watch::channel(Arc::default());
         let stage = Self {

@@ -11,7 +11,7 @@ use prometheus_client::{
 
 use sensor_ebpf::decide::Reason;
 
-use super::{BOUNDS, Counter, Gauge, Histogram, Metrics};
+use super::{BOUNDS, Counter, Gauge, Histogram, Metrics, Program, Queue};
 use crate::event::Missing;
 
 /// The form of [`text`], for the header `Content-Type`.
@@ -57,7 +57,7 @@ impl Metrics {
         ]
     }
 
-    fn gauges(&self) -> [(&'static str, &'static str, &Gauge); 8] {
+    fn gauges(&self) -> [(&'static str, &'static str, &Gauge); 11] {
         [
             ("enrich_processes", "Processes that are remembered", &self.processes),
             ("enrich_cgroups", "Cgroups that are remembered", &self.cgroups),
@@ -65,6 +65,9 @@ impl Metrics {
             ("policy_in_force", "Policies in force", &self.policies),
             ("policy_stale", "Policies of which only the last good version is in force", &self.policies_stale),
             ("policy_errors", "Faults for which policies are not used as they stand", &self.policy_errors),
+            ("ship_spool_bytes", "Bytes of records in the spool", &self.spool_bytes),
+            ("ship_spool_max_bytes", "Bytes that they may be; 0 without a spool", &self.spool_max_bytes),
+            ("ship_spool_alerts", "Alerts in the spool, not acknowledged yet", &self.spool_alerts),
             ("ship_degraded", "1 while the sink does not acknowledge", &self.sink_degraded),
             (
                 "ship_certificate_expires_seconds",
@@ -123,6 +126,47 @@ impl Metrics {
     }
 }
 
+/// Policies that have a series each: who writes policies must not choose how many series there are.
+const POLICIES: usize = 200;
+/// The series of all others.
+const OTHERS: &str = "(others)";
+
+/// Metrics of each program: name, help, and the number.
+const PROGRAMS: [(&str, &str, fn(&Program) -> f64); 2] = [
+    (
+        "capture_program_seconds",
+        "Time that a program of the kernel side ran; 0 unless kernel.bpf_stats_enabled is set",
+        |program| program.nanoseconds.get() as f64 / 1e9,
+    ),
+    (
+        "capture_program_runs",
+        "How often a program of the kernel side ran; 0 unless kernel.bpf_stats_enabled is set",
+        |program| program.runs.get() as f64,
+    ),
+];
+
+/// Metrics of each queue: name, help, and the number.
+const QUEUES: [(&str, &str, fn(&Queue) -> u64); 2] = [
+    ("queue_length", "What is in the queue that a stage fills", |queue| queue.length),
+    ("queue_capacity", "What the queue may hold that a stage fills", |queue| queue.capacity),
+];
+
+impl Metrics {
+    /// Alerts by policy, those of PathPolicies together: their names are their namespaces' business.
+    fn policies_apart(&self) -> Vec<(String, u64)> {
+        let (mut apart, mut others) = (Vec::new(), self.hits.others());
+        for (policy, count) in self.hits.each() {
+            if policy.contains('/') || apart.len() >= POLICIES {
+                others += count;
+            } else {
+                apart.push((policy, count));
+            }
+        }
+        apart.push((OTHERS.to_owned(), others));
+        apart
+    }
+}
+
 impl Collector for Metrics {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let mut describe =
@@ -145,6 +189,35 @@ impl Collector for Metrics {
                 })
             })?;
         }
+        let help = "Alerts of policies of the cluster and of files; of others, and of policies that are no more, together";
+        let hits = self.policies_apart();
+        describe("policy_alerts", help, MetricType::Counter, &|mut lines| {
+            hits.iter().try_for_each(|(policy, count)| {
+                ConstCounter::new(*count).encode(lines.encode_family(&[("policy", policy.as_str())])?)
+            })
+        })?;
+        for (name, help, value) in PROGRAMS {
+            describe(name, help, MetricType::Counter, &|mut lines| {
+                self.programs.each().try_for_each(|program| {
+                    ConstCounter::new(value(program)).encode(lines.encode_family(&[("program", program.name.as_str())])?)
+                })
+            })?;
+        }
+        for (name, help, value) in QUEUES {
+            describe(name, help, MetricType::Gauge, &|mut lines| {
+                self.queues.each().try_for_each(|queue| {
+                    let number = i64::try_from(value(&queue)).unwrap_or(i64::MAX);
+                    ConstGauge::new(number).encode(lines.encode_family(&[("stage", queue.name.as_str())])?)
+                })
+            })?;
+        }
+        let help = "How each way to a file was seen by the self-test: 0 not tried, 1 right, 2 marked, 3 not seen, 4 wrong";
+        describe("coverage", help, MetricType::Gauge, &|mut lines| {
+            self.coverage.each().try_for_each(|(case, gauge)| {
+                let value = i64::try_from(gauge.get()).unwrap_or(i64::MAX);
+                ConstGauge::new(value).encode(lines.encode_family(&[("case", case)])?)
+            })
+        })?;
         for (name, help, histogram) in self.histograms() {
             let counts = histogram.get();
             let bounds = BOUNDS.iter().copied().chain([f64::INFINITY]);

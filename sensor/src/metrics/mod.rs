@@ -1,6 +1,9 @@
 //! Counters of every stage, all from zero. Together they account for every event:
 //! `captured = unmatched + matched` and `fired = shipped + suppressed + limited + lost`, once the pipeline has drained.
 mod exposition;
+mod hits;
+mod programs;
+mod queues;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -9,8 +12,13 @@ use std::{
 
 use sensor_ebpf::decide::REASONS;
 
-pub use self::exposition::{CONTENT_TYPE, text};
-use crate::event::Missing;
+pub use self::{
+    exposition::{CONTENT_TYPE, text},
+    hits::Hits,
+    programs::{Program, Programs},
+    queues::{Queue, Queues},
+};
+use crate::{doctor::Coverage, event::Missing};
 
 /// A number that only grows.
 #[derive(Debug, Default)]
@@ -94,6 +102,12 @@ pub struct Metrics {
     pub processes_lost: Counter,
     /// Opens that the kernel's filter let through, by [`Reason`](sensor_ebpf::decide::Reason), up to a second ago.
     pub passed: [Counter; REASONS],
+    /// What the self-test has found, for each way to a file.
+    pub coverage: Coverage,
+    /// What each program of the kernel side costs, if the kernel measures it.
+    pub programs: Programs,
+    /// How full the queues between stages are.
+    pub queues: Queues,
     /// Runs of a program that the kernel skipped because the same program was running on that CPU. Each may have been
     /// an open: an upper bound of what was lost so.
     pub skipped: Counter,
@@ -131,6 +145,8 @@ pub struct Metrics {
     pub policies_stale: Gauge,
     /// Faults for which policies are not used as they stand.
     pub policy_errors: Gauge,
+    /// Alerts of each policy.
+    pub hits: Hits,
     /// Alerts, one for each policy that wanted an event.
     pub fired: Counter,
     /// Alerts that the sink has acknowledged.
@@ -143,6 +159,12 @@ pub struct Metrics {
     pub alerts_lost: Counter,
     /// From the kernel's time of an open to the sink's acknowledgement.
     pub delivery_seconds: Histogram,
+    /// Bytes of records in the spool.
+    pub spool_bytes: Gauge,
+    /// Bytes that they may be.
+    pub spool_max_bytes: Gauge,
+    /// Alerts in it that the sink has not acknowledged.
+    pub spool_alerts: Gauge,
     /// 1 while the sink does not acknowledge.
     pub sink_degraded: Gauge,
     /// When the sensor's certificate for Kafka expires, in seconds since 1970; zero without one.
@@ -199,6 +221,8 @@ impl Metrics {
             sink_degraded = self.sink_degraded.get(),
             certificate_expires = self.certificate_expires.get(),
             alerts_lost = self.alerts_lost.get(),
+            spool_bytes = self.spool_bytes.get(),
+            spool_alerts = self.spool_alerts.get(),
             "totals"
         );
     }

@@ -18,6 +18,7 @@ mod position;
 mod reload;
 mod resources;
 mod spec;
+mod standing;
 mod subject;
 mod trie;
 
@@ -43,6 +44,7 @@ pub use self::{
         ApiVersion, Comparison, ContainerSelector, Exception, Files, Kind, LabelSelector, Metadata, Outcome,
         Policy, Requirement, Severity, Spec, Subjects, Threat,
     },
+    standing::{Standing, Use},
     subject::Other,
 };
 use crate::event::Enriched;

@@ -8,7 +8,7 @@ use std::{
 use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{Compiled, Directory, InForce, Loaded, Objects, PolicySet};
+use super::{Compiled, Directory, InForce, Loaded, Objects, PolicySet, Standing};
 use crate::{
     event::{CaptureMode, Operation},
     metrics::Metrics,
@@ -32,6 +32,8 @@ pub struct Readers {
     pub in_force: watch::Receiver<Arc<PolicySet>>,
     /// To whoever asks: what has become of each object; None until the API server has told what there is.
     pub objects: watch::Sender<Option<Arc<[InForce]>>>,
+    /// To the node's own people: what has become of each policy.
+    pub standings: watch::Sender<Arc<[Standing]>>,
 }
 
 /// Looks at `directory`, and at `objects` when they change, until `stop`, and hands every new set to `readers`: a receiver
@@ -78,6 +80,7 @@ pub async fn reload(
             Ok(Some(loaded)) => {
                 took = began.elapsed();
                 loaded.tell(&metrics, &notices);
+                readers.standings.send_replace(loaded.standings().into());
                 readers.sets.send_replace(loaded.set.clone());
                 tokio::select! {
                     () = stop.cancelled() => return Ok(()),
@@ -93,9 +96,9 @@ pub async fn reload(
 }
 
 /// Tells how many policies watch what cannot be seen here.
-pub fn tell_unseen(set: &PolicySet, mode: CaptureMode, unseen: &[Operation]) {
+pub fn tell_unseen(set: &PolicySet, mode: CaptureMode, unseen: impl Iterator<Item = Operation>) {
     for operation in unseen {
-        let asks = |policy: &&Arc<Compiled>| policy.policy.spec.operations.contains(operation);
+        let asks = |policy: &&Arc<Compiled>| policy.policy.spec.operations.contains(&operation);
         let policies = set.policies.iter().filter(asks).count();
         if policies > 0 {
             tracing::warn!(%operation, policies, "this operation is not seen on this kernel in mode {mode}: what is done so raises no alert by these policies");
@@ -113,6 +116,8 @@ impl Loaded {
     pub fn tell(&self, metrics: &Metrics, notices: &Notices) {
         let errors = self.errors().count();
         metrics.policies.set(self.set.policies.len() as u64);
+        let names: Vec<String> = self.set.policies.iter().map(|policy| policy.full_name()).collect();
+        metrics.hits.know(names.iter().map(String::as_str));
         metrics.policies_stale.set(self.stale.len() as u64);
         metrics.policy_errors.set(errors as u64);
         let mut of_one: HashMap<_, usize> = HashMap::new();

@@ -379,6 +379,10 @@ impl Book {
         match self.spool.commit(now.time) {
             Ok(()) => {
                 self.committed_at = now.at;
+                let (bytes, max) = self.spool.fill();
+                self.metrics.spool_bytes.set(bytes);
+                self.metrics.spool_max_bytes.set(max);
+                self.metrics.spool_alerts.set(self.spool.alerts());
                 if std::mem::take(&mut self.failing) {
                     self.notices.add("ship", "spool_writable", 1, "the spool can be written again");
                 }

@@ -120,6 +120,16 @@ impl Default for Config {
 }
 
 impl Config {
+    /// Where alerts go, for a person.
+    #[must_use]
+    pub fn target(&self) -> String {
+        match self.sink {
+            SinkKind::Stdout => "stdout".to_owned(),
+            SinkKind::File => format!("file {}", self.file.path.display()),
+            SinkKind::Kafka => format!("kafka {} at {}", self.kafka.topic, self.kafka.brokers.join(", ")),
+        }
+    }
+
     /// Refuses settings that contradict each other.
     ///
     /// # Errors

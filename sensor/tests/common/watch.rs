@@ -77,7 +77,7 @@ impl Watch {
         let metrics = Arc::new(Metrics::default());
         let (mut capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
         with(&mut capture);
-        let mode = capture.mode();
+        let mode = capture.sight().mode;
         let stop = CancellationToken::new();
         let running = tokio::spawn(capture.run(stop.clone()));
         Ok(Self { mode, events, stop, running, metrics, shelf: None })

@@ -45,7 +45,7 @@ enum Atom {
 }
 
 /// Where it can be decided that a pattern does not match: the kernel filter's precision.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Decided {
     /// The kernel knows the answer: a path, all below a directory, a name or an extension anywhere.
     #[serde(rename = "kernel")]

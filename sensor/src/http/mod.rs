@@ -2,10 +2,13 @@
 //! of policies.
 //!
 //! Whoever reaches the pod's address can connect: connections are few, short, and few of one address.
+mod local;
+
 use std::{
     collections::VecDeque,
     convert::Infallible,
     net::{IpAddr, SocketAddr},
+    path::PathBuf,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -23,16 +26,19 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::{
-    net::{TcpListener, TcpStream},
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
     sync::watch,
     time::{sleep, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
+pub use self::local::{ask, serve_local};
 use crate::{
     apiserver::Tokens,
     metrics::{self, Metrics},
     policy::InForce,
+    status,
 };
 
 /// Most connections at a time, and of one address. The kubelet, Prometheus and the controller need one each.
@@ -45,13 +51,29 @@ const LIFETIME: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Where to answer, and whom.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Address and port, such as `0.0.0.0:9753`; by default nobody is answered.
     pub listen: Option<SocketAddr>,
     /// Who may ask for the state of policies, as `system:serviceaccount:NAMESPACE:NAME`; by default nobody.
     pub controller: Option<String>,
+    /// Where `pathwatch status` asks: a socket that only the sensor's own user may open.
+    pub socket: PathBuf,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self { listen: None, controller: None, socket: "/run/pathwatch/status.sock".into() }
+    }
+}
+
+/// Who asks.
+#[derive(Clone, Copy, Debug)]
+enum Peer {
+    Address(IpAddr),
+    /// By the socket.
+    Local,
 }
 
 /// What is served.
@@ -64,17 +86,18 @@ pub struct Served {
     pub tokens: Option<Tokens>,
     /// When the process began.
     pub since: Instant,
+    /// What it says of itself to who asks by the socket.
+    pub status: Option<status::Source>,
 }
 
 /// Answers until `stop`.
 ///
 /// # Errors
 /// When the address cannot be listened on.
-pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) -> anyhow::Result<()> {
+pub async fn serve(listen: SocketAddr, served: Arc<Served>, stop: CancellationToken) -> anyhow::Result<()> {
     let context = || format!("cannot listen on {listen}; name another in http.listen");
     let listener = TcpListener::bind(listen).await.with_context(context)?;
     tracing::info!(%listen, "metrics and health are served");
-    let served = Arc::new(served);
     let mut open: VecDeque<(IpAddr, CancellationToken)> = VecDeque::new();
     loop {
         let accepted = tokio::select! {
@@ -99,7 +122,7 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
         open.push_back((peer.ip(), over.clone()));
         tokio::spawn(async move {
             // An error is the peer's: it went away, or did not speak HTTP.
-            let answered = timeout(LIFETIME, connection(stream, peer.ip(), served));
+            let answered = timeout(LIFETIME, connection(stream, Peer::Address(peer.ip()), served));
             if over.run_until_cancelled(answered).await.is_none() {
                 tracing::debug!(%peer, "a connection has made room for another");
             }
@@ -108,7 +131,7 @@ pub async fn serve(listen: SocketAddr, served: Served, stop: CancellationToken) 
     }
 }
 
-async fn connection(stream: TcpStream, peer: IpAddr, served: Arc<Served>) {
+async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, served: Arc<Served>) {
     let service = service_fn(move |request| {
         let served = served.clone();
         async move { Ok::<_, Infallible>(answer(&request, peer, &served).await) }
@@ -118,7 +141,7 @@ async fn connection(stream: TcpStream, peer: IpAddr, served: Arc<Served>) {
     builder.serve_connection(TokioIo::new(stream), service).await.ok();
 }
 
-async fn answer(request: &Request<Incoming>, peer: IpAddr, served: &Served) -> Response<Full<Bytes>> {
+async fn answer(request: &Request<Incoming>, peer: Peer, served: &Served) -> Response<Full<Bytes>> {
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }
@@ -132,8 +155,18 @@ async fn answer(request: &Request<Incoming>, peer: IpAddr, served: &Served) -> R
             plain(StatusCode::SERVICE_UNAVAILABLE, "not yet: the API server has not told of its policies")
         }
         "/metrics" => body(StatusCode::OK, metrics::CONTENT_TYPE, metrics::text(&served.metrics)),
-        "/policies" => policies(request, peer, served).await,
-        _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics and /policies"),
+        "/policies" => match peer {
+            Peer::Address(peer) => policies(request, peer, served).await,
+            Peer::Local => plain(StatusCode::NOT_FOUND, "ask for /status"),
+        },
+        "/status" => match (peer, &served.status) {
+            (Peer::Local, Some(status)) => {
+                let text = serde_json::to_string(&status.now()).unwrap_or_default();
+                body(StatusCode::OK, "application/json", text)
+            }
+            _ => plain(StatusCode::FORBIDDEN, "only by the socket: pathwatch status"),
+        },
+        _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics, /policies and, by the socket, /status"),
     }
 }
 

@@ -1,12 +1,15 @@
 //! Whether what was seen of a case is what the attack knows of it.
 use std::{fmt, os::unix::ffi::OsStrExt as _, path::Path};
 
-use attack::{BEGIN, CASES, Case, END};
-use sensor::event::{CaptureMode, Enriched, Name, PathStatus};
+use attack::{BEGIN, Case, END};
+use serde::{Deserialize, Serialize};
+
+use crate::event::{CaptureMode, Enriched, Name, PathStatus};
 
 /// What is made of a case on a kernel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Cell {
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Cell {
     /// One event, with the right path, process, operation and outcome.
     Right,
     /// The same, with the path marked as one that may be another.
@@ -15,13 +18,13 @@ pub(crate) enum Cell {
     NotSeen,
     /// Anything else.
     Wrong,
-    /// This kernel or machine has no such thing.
+    /// This kernel or machine has no such thing, or does not allow it.
     NotTried,
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+        f.pad(match self {
             Self::Right => "right",
             Self::Flagged => "flagged",
             Self::NotSeen => "not seen",
@@ -32,11 +35,13 @@ impl fmt::Display for Cell {
 }
 
 /// What is said of a case.
-pub(crate) struct Answer {
-    pub(crate) case: &'static str,
-    pub(crate) cell: Cell,
-    /// By which name the file was told, which marks its path has, or what is wrong.
-    pub(crate) detail: String,
+pub struct Answer {
+    /// Which.
+    pub case: &'static Case,
+    /// How it was seen.
+    pub cell: Cell,
+    /// By which name the file was told and, behind a tab, which marks its path has; or what is wrong.
+    pub detail: String,
 }
 
 /// Marks that say that the path may be another; the others say something of the file or of the process.
@@ -60,7 +65,7 @@ fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
 
 /// What was seen of a case that process `pid` did. What system calls do not show is not seen, for the reason that the case
 /// has, whatever else of it they show.
-pub(crate) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
+pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
     let answer = judge_seen(case, base, pid, events);
     let excused = mode == CaptureMode::Tracepoint && !case.untraced.is_empty();
     let unlike = matches!(answer.cell, Cell::NotSeen | Cell::Wrong);
@@ -74,7 +79,7 @@ pub(crate) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMod
 }
 
 fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -> Answer {
-    let answer = |cell, detail| Answer { case: case.name, cell, detail };
+    let answer = |cell, detail| Answer { case, cell, detail };
     let of_case =
         |event: &&Enriched| event.event.pid == pid || event.ancestors.iter().any(|ancestor| ancestor.pid == pid);
     let mut own: Vec<&Enriched> = events.iter().filter(of_case).collect();
@@ -198,7 +203,7 @@ fn fits(case: &Case, base: &Path, path: &[u8]) -> bool {
     if case.path == "{secret}" {
         return path == secret.as_os_str().as_bytes();
     }
-    let mut want = case.path.replace("{dir}", dir.to_str().unwrap());
+    let mut want = case.path.replace("{dir}", &dir.to_string_lossy());
     for (part, text) in parts {
         want = want.replace(part, text);
     }
@@ -213,43 +218,50 @@ fn fits(case: &Case, base: &Path, path: &[u8]) -> bool {
     }
 }
 
-/// The judge finds every fault that is planted in a right answer.
-pub(crate) fn find_planted_faults() {
-    let base = Path::new("/base");
-    let case = CASES.iter().find(|case| case.name == "open").unwrap();
-    let event = |name: &str, path: bool, time: &str| -> Enriched {
-        let document = serde_json::json!({
-            "time": time, "boot_id": "00000000-0000-0000-0000-000000000000", "mode": "fexit", "cpu": 0, "sequence": 1,
-            "pid": 7, "tid": 7, "start_ns": 0, "cgroup_id": 1, "uid": 0, "gid": 0, "comm": "x", "flags": 0,
-            "result": if path { 0 } else { -2 }, "file": null, "path": if path { Some(name) } else { None }, "home": null,
-            "requested": if path { None } else { Some(name) }, "status": [],
-            "process": {"pid": 7, "start_ns": 0, "executable": null, "args": []}, "ancestors": [], "cgroup_path": null,
-            "container": null, "enrichment": "complete",
-        });
-        serde_json::from_value(document).unwrap()
-    };
-    let begin = event("/@begin-open", false, "2026-01-01T00:00:01Z");
-    let end = event("/@end-open", false, "2026-01-01T00:00:03Z");
-    let right = event("/base/open/secret", true, "2026-01-01T00:00:02Z");
-    let cell = |events: &[Enriched]| judge(case, base, 7, CaptureMode::Fexit, events).cell;
-    assert_eq!(cell(&[begin.clone(), right.clone(), end.clone()]), Cell::Right);
-    assert_eq!(cell(&[begin.clone(), end.clone()]), Cell::Wrong);
-    assert_eq!(cell(&[begin.clone(), right.clone(), right.clone(), end.clone()]), Cell::Wrong);
-    assert_eq!(cell(&[begin.clone(), right.clone()]), Cell::Wrong);
-    let planted: [fn(&mut Enriched); 6] = [
-        |event| event.event.path = Some("/elsewhere".into()),
-        |event| event.event.result = -13,
-        |event| event.event.flags = 1,
-        |event| event.event.status = vec![PathStatus::Covered],
-        |event| event.event.path = None,
-        |event| event.event.status = vec![PathStatus::FdRacePossible],
-    ];
-    for plant in planted {
-        let mut bent = right.clone();
-        plant(&mut bent);
-        assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
+#[cfg(test)]
+mod tests {
+    use attack::CASES;
+
+    use super::*;
+
+    #[test]
+    fn the_judge_finds_every_fault_that_is_planted_in_a_right_answer() {
+        let base = Path::new("/base");
+        let case = CASES.iter().find(|case| case.name == "open").unwrap();
+        let event = |name: &str, path: bool, time: &str| -> Enriched {
+            let document = serde_json::json!({
+                "time": time, "boot_id": "00000000-0000-0000-0000-000000000000", "mode": "fexit", "cpu": 0, "sequence": 1,
+                "pid": 7, "tid": 7, "start_ns": 0, "cgroup_id": 1, "uid": 0, "gid": 0, "comm": "x", "flags": 0,
+                "result": if path { 0 } else { -2 }, "file": null, "path": if path { Some(name) } else { None }, "home": null,
+                "requested": if path { None } else { Some(name) }, "status": [],
+                "process": {"pid": 7, "start_ns": 0, "executable": null, "args": []}, "ancestors": [], "cgroup_path": null,
+                "container": null, "enrichment": "complete",
+            });
+            serde_json::from_value(document).unwrap()
+        };
+        let begin = event("/@begin-open", false, "2026-01-01T00:00:01Z");
+        let end = event("/@end-open", false, "2026-01-01T00:00:03Z");
+        let right = event("/base/open/secret", true, "2026-01-01T00:00:02Z");
+        let cell = |events: &[Enriched]| judge(case, base, 7, CaptureMode::Fexit, events).cell;
+        assert_eq!(cell(&[begin.clone(), right.clone(), end.clone()]), Cell::Right);
+        assert_eq!(cell(&[begin.clone(), end.clone()]), Cell::Wrong);
+        assert_eq!(cell(&[begin.clone(), right.clone(), right.clone(), end.clone()]), Cell::Wrong);
+        assert_eq!(cell(&[begin.clone(), right.clone()]), Cell::Wrong);
+        let planted: [fn(&mut Enriched); 6] = [
+            |event| event.event.path = Some("/elsewhere".into()),
+            |event| event.event.result = -13,
+            |event| event.event.flags = 1,
+            |event| event.event.status = vec![PathStatus::Covered],
+            |event| event.event.path = None,
+            |event| event.event.status = vec![PathStatus::FdRacePossible],
+        ];
+        for plant in planted {
+            let mut bent = right.clone();
+            plant(&mut bent);
+            assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
+        }
+        let mut other = right;
+        other.event.pid = 8;
+        assert_eq!(cell(&[begin, other, end]), Cell::Wrong);
     }
-    let mut other = right;
-    other.event.pid = 8;
-    assert_eq!(cell(&[begin, other, end]), Cell::Wrong);
 }

@@ -1,0 +1,127 @@
+//! `pathwatch doctor`
+use std::io::{IsTerminal as _, Write as _};
+
+use clap::Args;
+
+use super::{
+    Common, Quiet, block_on,
+    page::{BAD, BOLD, DOUBTFUL, FAINT, GOOD, PLAIN, Page, Word, word},
+    start_log,
+};
+use crate::doctor::{self, Case, Cell, Check, Report, Verdict};
+
+#[derive(Args)]
+#[command(after_help = "\
+Looks at what the sensor needs of this machine, then goes every way to reach a file that the sensor knows of, in a
+directory of its own that it removes, and says how each was seen. Takes a few seconds and may be run beside a sensor
+that is at work; where policies watch what it does, they raise their alerts.
+
+Exit status: 0 if opens are seen, and none wrongly; 77 if something is not permitted; 1 otherwise.
+
+Examples:
+  sudo pathwatch doctor
+  sudo pathwatch doctor --all                              also what is right, one line a case
+  sudo pathwatch doctor --json | jq '.cases[] | select(.answer == \"not_seen\")'
+  kubectl -n pathwatch exec ds/pathwatch -- /pathwatch doctor --config /etc/pathwatch/config/pathwatch.yaml")]
+pub(super) struct Arguments {
+    /// JSON; the default where standard output is no terminal
+    #[arg(long)]
+    json: bool,
+    /// Every case, not only those that were not seen right
+    #[arg(long, conflicts_with = "json")]
+    all: bool,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
+    let mut config = arguments.common.load()?;
+    // What there is to say is in the report.
+    "error".clone_into(&mut config.log.level);
+    start_log(&config.log)?;
+    block_on(async {
+        let report = doctor::examine(&config).await;
+        let mut out = std::io::stdout().lock();
+        if arguments.json || !arguments.all && !std::io::stdout().is_terminal() {
+            serde_json::to_writer(&mut out, &report)?;
+            out.write_all(b"\n")?;
+        } else {
+            out.write_all(page(&report, arguments.all).text().as_bytes())?;
+        }
+        out.flush()?;
+        if report.is_well() { Ok(()) } else { Err(Quiet { not_permitted: report.not_permitted }.into()) }
+    })
+}
+
+fn page(report: &Report, all: bool) -> Page {
+    let mut page = Page::new();
+    page.line(&[word(BOLD, "pathwatch"), word(BOLD, &report.version), word(PLAIN, "on"), word(PLAIN, &report.kernel)]);
+    let rows: Vec<Vec<Word>> = report.checks.iter().flat_map(check).collect();
+    page.section("SURROUNDINGS", &rows);
+    page.section("CAPTURE", &capture(report));
+    let listed = |case: &&Case| all || case.answer != Cell::Right;
+    let rows: Vec<Vec<Word>> = report.cases.iter().filter(listed).map(row).collect();
+    if !report.cases.is_empty() {
+        page.section("WAYS TO A FILE", &rows);
+        page.line(&[]);
+        page.line(&summary(report));
+    }
+    page
+}
+
+fn check(check: &Check) -> Vec<Vec<Word>> {
+    let verdict = match check.verdict {
+        Verdict::Ok => word(GOOD, "ok"),
+        Verdict::Lacks => word(DOUBTFUL, "lacking"),
+        Verdict::Fails => word(BAD, "no"),
+        Verdict::Unknown => word(FAINT, "unknown"),
+    };
+    let mut rows = vec![vec![word(PLAIN, &check.name), verdict, word(PLAIN, &check.found)]];
+    if !check.remedy.is_empty() {
+        rows.push(vec![word(PLAIN, ""), word(PLAIN, ""), word(FAINT, format!("→ {}", check.remedy))]);
+    }
+    rows
+}
+
+fn capture(report: &Report) -> Vec<Vec<Word>> {
+    let line = |color, name: &str, text: &str| vec![word(PLAIN, name), word(color, text)];
+    let Some(sight) = &report.sight else {
+        let why = report.failure.as_deref().unwrap_or("the reason is not known");
+        return why.lines().map(|why| line(BAD, "nothing is seen", why)).collect();
+    };
+    let mut rows = vec![line(GOOD, "mode", &sight.mode.to_string())];
+    rows.extend(sight.instead.iter().map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why))));
+    rows.extend(sight.gaps.iter().map(|gap| line(DOUBTFUL, &format!("not {}", gap.what), &gap.why)));
+    if report.lost > 0 {
+        rows.push(line(DOUBTFUL, "lost", &format!("{} opens of the test, or runs of programs: try again", report.lost)));
+    }
+    rows
+}
+
+fn row(case: &Case) -> Vec<Word> {
+    let color = match case.answer {
+        Cell::Right => GOOD,
+        Cell::Flagged => PLAIN,
+        Cell::NotSeen => DOUBTFUL,
+        Cell::Wrong => BAD,
+        Cell::NotTried => FAINT,
+    };
+    let answer = if case.answer == Cell::NotTried { "not testable here".to_owned() } else { case.answer.to_string() };
+    let elsewhere = case.elsewhere.as_ref().map(|there| format!(" ({there})")).unwrap_or_default();
+    let said = if case.detail.is_empty() { case.about.clone() } else { format!("{}: {}{elsewhere}", case.about, case.detail) };
+    vec![word(color, answer), word(PLAIN, &case.name), word(PLAIN, said)]
+}
+
+fn summary(report: &Report) -> Vec<Word> {
+    let count = |answer| report.of(answer).count();
+    let (right, flagged, unseen) = (count(Cell::Right), count(Cell::Flagged), count(Cell::NotSeen));
+    let (wrong, untried) = (count(Cell::Wrong), count(Cell::NotTried));
+    vec![
+        word(BOLD, format!("{} ways:", report.cases.len())),
+        word(GOOD, format!("{right} right,")),
+        word(PLAIN, format!("{flagged} marked as perhaps another path,")),
+        word(if unseen > 0 { DOUBTFUL } else { PLAIN }, format!("{unseen} not seen,")),
+        word(if wrong > 0 { BAD } else { PLAIN }, format!("{wrong} wrong,")),
+        word(PLAIN, format!("{untried} not testable here; {:.1} s", report.seconds)),
+    ]
+}

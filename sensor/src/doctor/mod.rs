@@ -1,0 +1,203 @@
+//! What this kernel and these privileges allow, and what is seen with them: a child process goes every way to a file that
+//! `attack` knows of, and what capture and enrichment make of it is held to the right answers.
+//!
+//! Must not know the matcher or sinks.
+mod checks;
+mod child;
+mod elsewhere;
+mod judge;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use attack::{BEGIN, CASES, END};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+
+pub use self::{
+    checks::{Check, Verdict},
+    child::{ATTACK, Coverage, act, keep},
+    judge::{Answer, Cell},
+};
+use crate::{
+    Observed, capture,
+    config::Config,
+    enrich,
+    event::{CaptureMode, Enriched},
+    observe,
+    policy::{Directory, PolicySet},
+};
+
+/// How long the child may take. On ordinary machines it is less than a second.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// What was found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Report {
+    /// Of the sensor.
+    pub version: String,
+    /// As uname(2) has it, with the machine.
+    pub kernel: String,
+    /// What the sensor needs of its surroundings.
+    pub checks: Vec<Check>,
+    /// How it looks; None if it sees nothing.
+    pub sight: Option<capture::Sight>,
+    /// Why it sees nothing.
+    pub failure: Option<String>,
+    /// That is for want of a permission.
+    pub not_permitted: bool,
+    /// Every way to reach a file; empty if nothing is seen.
+    pub cases: Vec<Case>,
+    /// Opens of the test that were lost, and runs of programs that the kernel skipped meanwhile: what is not seen may be those.
+    pub lost: u64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+/// One way to reach a file.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Case {
+    /// Its name.
+    pub name: String,
+    /// What is done.
+    pub about: String,
+    /// How it was seen.
+    pub answer: Cell,
+    /// By which names and with which marks; or what is wrong, or why it was not tried.
+    pub detail: String,
+    /// Of a case that was not tried: what the guest of the kernel that is most like this one has answered.
+    pub elsewhere: Option<String>,
+}
+
+impl Report {
+    /// Cases that were answered so.
+    pub fn of(&self, answer: Cell) -> impl Iterator<Item = &Case> {
+        self.cases.iter().filter(move |case| case.answer == answer)
+    }
+
+    /// Whether it sees what a kernel lets be seen: something at all, and nothing wrongly.
+    #[must_use]
+    pub fn is_well(&self) -> bool {
+        self.sight.is_some() && self.of(Cell::Wrong).next().is_none()
+    }
+}
+
+/// Looks at the surroundings, and tries everything.
+pub async fn examine(config: &Config) -> Report {
+    let began = Instant::now();
+    let checks = checks::all(config);
+    let uname = rustix::system::uname();
+    let kernel = format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy());
+    let tried = attacked(config, &[]).await;
+    let refused =
+        |why: &anyhow::Error| why.downcast_ref::<capture::Error>().is_some_and(capture::Error::is_not_permitted);
+    let forbidden = checks.iter().any(|check| check.verdict == Verdict::Fails && check.is_permission);
+    let mut report = Report {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel,
+        checks,
+        sight: None,
+        failure: None,
+        not_permitted: false,
+        cases: Vec::new(),
+        lost: 0,
+        seconds: 0.0,
+    };
+    match tried {
+        Ok(Observed { sight, metrics, done, .. }) => {
+            report.cases = done.iter().map(|answer| case(answer, &sight)).collect();
+            report.sight = Some(sight);
+            report.lost = metrics.opens_lost.get() + metrics.skipped.get();
+        }
+        Err(why) => {
+            report.not_permitted = refused(&why) || forbidden;
+            report.failure = Some(format!("{why:#}"));
+        }
+    }
+    report.seconds = began.elapsed().as_secs_f64();
+    report
+}
+
+fn case(answer: &Answer, sight: &capture::Sight) -> Case {
+    let release = rustix::system::uname();
+    let elsewhere =
+        || elsewhere::answered(&release.release().to_string_lossy(), sight.mode, answer.case.name);
+    Case {
+        name: answer.case.name.to_owned(),
+        about: answer.case.about.to_owned(),
+        answer: answer.cell,
+        detail: answer.detail.replace('\t', "; ").trim_matches([';', ' ']).to_owned(),
+        elsewhere: if answer.cell == Cell::NotTried { elsewhere() } else { None },
+    }
+}
+
+/// Goes the ways of `only`, or all, under the eyes of capture and enrichment, and says what was seen of each.
+///
+/// # Errors
+/// When there is no place to do it, capture cannot start, or the child fails.
+pub async fn attacked(config: &Config, only: &[String]) -> anyhow::Result<Observed<Vec<Answer>>> {
+    let base = place(config)?;
+    let directory = base.path().canonicalize().context("cannot find the directory of the self-test again")?;
+    let mut config = config.clone();
+    config.enrich.kubernetes = enrich::Kubernetes::Off;
+    config.enrich.kubeconfig = None;
+    let policies = policies(&directory)?;
+    let deed = child::attack(&directory, &config.enrich.proc, only);
+    let Observed { sight, events, metrics, done } = observe(&config, policies, deed).await?;
+    let answers = done?.iter().map(|line| answer(line, &directory, sight.mode, &events)).collect::<anyhow::Result<_>>()?;
+    Ok(Observed { sight, events, metrics, done: answers })
+}
+
+/// A directory that the child may use: where programs may be run, if there is such a place.
+fn place(config: &Config) -> anyhow::Result<TempDir> {
+    let own = config.ship.state_dir.clone();
+    let places: Vec<PathBuf> = [own].into_iter().chain(capture::PLACES.map(PathBuf::from)).collect();
+    let make = |place: &PathBuf| tempfile::Builder::new().prefix("pathwatch-doctor-").tempdir_in(place).ok();
+    let found = places.iter().find_map(make);
+    found.with_context(|| {
+        let names: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
+        format!("the self-test has no place to write to: make one of {} writable", names.join(", "))
+    })
+}
+
+/// A policy that names the watched file of each case.
+fn policies(base: &Path) -> anyhow::Result<PolicySet> {
+    let secrets = CASES.iter().filter_map(|case| case.secret(base).to_str().map(str::to_owned));
+    let marks = CASES.iter().flat_map(|case| [BEGIN, END].map(|mark| format!("/{mark}{}", case.name)));
+    // No pattern names what has no name yet, or one that is no text.
+    let unnamed =
+        ["o-tmpfile", "name-not-utf8", "name-escape"].map(|case| format!("{}/{case}/**", base.display()));
+    let paths: Vec<String> = secrets.chain(marks).chain(unnamed).collect();
+    let spec = serde_json::json!({
+        "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy", "metadata": {"name": "self-test"},
+        "spec": {"subjects": "all", "operations": ["read", "write", "create", "truncate", "rename", "link", "delete", "exec", "list", "reference"],
+        "results": ["success", "denied", "missing", "error"],
+        "paths": paths.iter().filter(|path| !path.contains(['\n', '\u{1b}'])).collect::<Vec<_>>()},
+    });
+    let loaded = Directory::read_text(spec.to_string().as_bytes(), |_| Vec::new());
+    if loaded.set.policies.len() != 1 {
+        bail!("the self-test's policy is wrong, please report this: {:?}", loaded.diagnostics);
+    }
+    Ok(PolicySet::new(loaded.set.policies.clone()))
+}
+
+/// What was seen of the case that a line of the child's is about.
+fn answer(
+    line: &str,
+    base: &Path,
+    mode: CaptureMode,
+    events: &[Enriched],
+) -> anyhow::Result<Answer> {
+    let mut words = line.split('\t');
+    let (name, pid, failed) = (words.next(), words.next(), words.next().unwrap_or_default());
+    let case = CASES.iter().find(|case| Some(case.name) == name);
+    let pid = pid.and_then(|pid| pid.parse().ok());
+    let (Some(case), Some(pid)) = (case, pid) else { bail!("the child has said '{line}'") };
+    if !failed.is_empty() {
+        return Ok(Answer { case, cell: Cell::NotTried, detail: failed.to_owned() });
+    }
+    Ok(judge::judge(case, base, pid, mode, events))
+}

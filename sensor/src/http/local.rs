@@ -1,0 +1,116 @@
+//! The socket of those who may look at this node: a file that only its owner may open.
+use std::{
+    fs, io,
+    os::unix::fs::{DirBuilderExt as _, FileTypeExt as _, PermissionsExt as _},
+    path::Path,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context as _, bail, ensure};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{UnixListener, UnixStream},
+    sync::Semaphore,
+    time::{sleep, timeout},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{LIFETIME, Peer, Served, connection};
+use crate::{notice::Notices, status::Status};
+
+/// Most connections at a time.
+const CONNECTIONS: usize = 8;
+/// Most bytes that an answer may have: a thousand policies of many patterns.
+const ANSWER: usize = 64 << 20;
+
+/// Answers at `socket` until `stop`. A sensor works without it, too.
+///
+/// # Errors
+/// None: what is in the way is told.
+pub async fn serve_local(
+    socket: std::path::PathBuf,
+    served: Arc<Served>,
+    notices: Notices,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    match listen(&socket).await {
+        Ok(listener) => {
+            stop.run_until_cancelled(accept(listener, served)).await;
+            fs::remove_file(&socket).ok();
+        }
+        Err(why) => {
+            let told = format!("`pathwatch status` finds nobody: {why:#}; name another place in http.socket");
+            notices.add("http", "socket_unusable", 1, told);
+            stop.cancelled().await;
+        }
+    }
+    Ok(())
+}
+
+/// A listener where nobody else listens.
+async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
+    let place = socket.display();
+    if let Some(directory) = socket.parent().filter(|directory| !directory.exists()) {
+        let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
+        made.with_context(|| format!("cannot make {}", directory.display()))?;
+    }
+    match fs::symlink_metadata(socket) {
+        // Left behind by one that was killed.
+        Ok(found) if found.file_type().is_socket() => {
+            ensure!(UnixStream::connect(socket).await.is_err(), "another sensor listens at {place}");
+            fs::remove_file(socket).with_context(|| format!("cannot remove {place}"))?;
+        }
+        Ok(_) => bail!("{place} is no socket"),
+        Err(_) => {}
+    }
+    let listener = UnixListener::bind(socket).with_context(|| format!("cannot listen at {place}"))?;
+    let mode = fs::Permissions::from_mode(0o600);
+    fs::set_permissions(socket, mode).with_context(|| format!("cannot protect {place}"))?;
+    Ok(listener)
+}
+
+async fn accept(listener: UnixListener, served: Arc<Served>) {
+    let free = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(place) = free.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            sleep(Duration::from_millis(100)).await;
+            continue;
+        };
+        let served = served.clone();
+        tokio::spawn(async move {
+            timeout(LIFETIME, connection(stream, Peer::Local, served)).await.ok();
+            drop(place);
+        });
+    }
+}
+
+/// Asks the sensor that listens at `socket`.
+///
+/// # Errors
+/// When there is none, or it says something else.
+pub async fn ask(socket: &Path) -> anyhow::Result<Status> {
+    let place = socket.display();
+    let stream = UnixStream::connect(socket).await.with_context(|| match socket.try_exists() {
+        Ok(false) => format!("no sensor runs here: there is no {place}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"),
+        Ok(true) | Err(_) => format!("the sensor at {place} cannot be asked; are you its user?"),
+    })?;
+    let answered = timeout(LIFETIME, answer(stream)).await;
+    let answered = answered.map_err(io::Error::from).with_context(|| format!("the sensor at {place} does not answer"))?;
+    answered.with_context(|| format!("what listens at {place} is no sensor of this version"))
+}
+
+async fn answer(stream: UnixStream) -> anyhow::Result<Status> {
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    let driving = tokio::spawn(connection);
+    let request = Request::get("/status").header("host", "sensor").body(Empty::<Bytes>::new())?;
+    let response = sender.send_request(request).await?;
+    ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
+    let text = Limited::new(response.into_body(), ANSWER).collect().await;
+    let text = text.map_err(|why| anyhow::anyhow!("its answer breaks off: {why}"))?.to_bytes();
+    driving.abort();
+    Ok(serde_json::from_slice(&text)?)
+}

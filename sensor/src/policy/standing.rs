@@ -1,0 +1,90 @@
+//! What has become of every policy, for whoever asks the sensor.
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::{Compiled, Decided, Diagnostic, Loaded, Severity};
+
+/// Most reasons that are kept of one policy.
+const REASONS: usize = 3;
+
+/// What has become of a policy.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Its name with the namespace, if it has one; where that cannot be read, the file.
+    pub name: String,
+    /// Whether opens are judged by it.
+    pub state: Use,
+    /// How much an alert of it matters; None where it cannot be read.
+    pub severity: Option<Severity>,
+    /// The file, or the object and its generation.
+    pub source: String,
+    /// Each of its patterns, and where it is decided that an open is none of its business.
+    pub patterns: Vec<(String, Decided)>,
+    /// Why it is not used as it stands, or what its author should look at.
+    pub reasons: Vec<String>,
+}
+
+/// Whether opens are judged by a policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Use {
+    /// It is bad, and there is no earlier version.
+    Failed,
+    /// It is bad now; its last good version is in force.
+    Stale,
+    /// As it stands.
+    InForce,
+    /// Its author has switched it off, or it is below what is wanted of the library.
+    Suspended,
+}
+
+impl Standing {
+    fn of(policy: &Compiled, state: Use) -> Self {
+        let patterns = policy.policy.spec.paths.iter().zip(&policy.paths);
+        Self {
+            name: policy.full_name(),
+            state,
+            severity: Some(policy.policy.spec.severity),
+            source: policy.source.clone(),
+            patterns: patterns.map(|(text, glob)| (text.clone(), glob.decided())).collect(),
+            reasons: Vec::new(),
+        }
+    }
+}
+
+impl Loaded {
+    /// What has become of every policy, those first that need somebody's attention.
+    #[must_use]
+    pub fn standings(&self) -> Vec<Standing> {
+        let mut all: BTreeMap<String, Standing> = BTreeMap::new();
+        for policy in &self.policies {
+            let name = policy.full_name();
+            let state = match policy.policy.spec.suspend {
+                _ if self.stale.contains(&name) => Use::Stale,
+                true => Use::Suspended,
+                false => Use::InForce,
+            };
+            all.insert(name, Standing::of(policy, state));
+        }
+        for diagnostic in self.errors() {
+            let Diagnostic { file, policy, .. } = diagnostic;
+            let name = policy.clone().unwrap_or_else(|| file.clone());
+            let failed = || Standing {
+                name: name.clone(),
+                state: Use::Failed,
+                severity: None,
+                source: file.clone(),
+                patterns: Vec::new(),
+                reasons: Vec::new(),
+            };
+            let standing = all.entry(name.clone()).or_insert_with(failed);
+            if standing.reasons.len() < REASONS {
+                standing.reasons.push(diagnostic.to_string());
+            }
+        }
+        let mut all: Vec<Standing> = all.into_values().collect();
+        all.sort_by_key(|standing| standing.state);
+        all
+    }
+}
