@@ -9,7 +9,7 @@ use serde_yaml::{Mapping, Value};
 
 use crate::{
     apiserver::{Source, Tokens},
-    capture, enrich, http,
+    capture, enrich, http, log,
     policy::{self, Severity},
     ship,
 };
@@ -36,7 +36,7 @@ pub struct Config {
     /// Who may ask the sensor for its state.
     pub http: http::Config,
     /// What the sensor says of itself on standard error.
-    pub log: Log,
+    pub log: log::Config,
 }
 
 /// The machine.
@@ -94,34 +94,6 @@ impl Default for Library {
     fn default() -> Self {
         Self { directory: None, severity: Severity::High }
     }
-}
-
-/// What the sensor says of itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Log {
-    /// `error`, `warn`, `info`, `debug` or `trace`.
-    pub level: String,
-    /// `auto` is text on a terminal and JSON lines otherwise.
-    pub format: LogFormat,
-}
-
-impl Default for Log {
-    fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Auto }
-    }
-}
-
-/// Forms of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum LogFormat {
-    /// Text on a terminal, JSON lines otherwise.
-    Auto,
-    /// For a person.
-    Text,
-    /// For a program.
-    Json,
 }
 
 /// Why a configuration cannot be used: one line that names the place and the remedy.

@@ -12,6 +12,7 @@ pub mod filter;
 pub mod hierarchy;
 pub mod http;
 pub mod keys;
+pub mod log;
 pub mod matcher;
 pub mod memory;
 pub mod metrics;

@@ -8,6 +8,8 @@ use std::{
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
+use crate::log;
+
 /// One kind of trouble, however often it was met since the last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
@@ -178,6 +180,7 @@ impl Notices {
         let mut logged: BTreeMap<(&'static str, &'static str), Instant> = BTreeMap::new();
         loop {
             ticks.tick().await;
+            log::tell_left_out();
             logged.retain(|_, at| at.elapsed() < REPEAT);
             let mut shelves = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let [log, _] = &mut shelves.readers;

@@ -1,6 +1,10 @@
 //! `pathwatch doctor`
-use std::io::{IsTerminal as _, Write as _};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    path::PathBuf,
+};
 
+use anyhow::Context as _;
 use clap::Args;
 
 use super::{
@@ -30,6 +34,9 @@ pub(super) struct Arguments {
     /// Every case, not only those that were not seen right
     #[arg(long, conflicts_with = "json")]
     all: bool,
+    /// Also write the JSON to FILE, for example to send it with a report
+    #[arg(long, value_name = "FILE", conflicts_with = "json")]
+    save: Option<PathBuf>,
     #[command(flatten)]
     common: Common,
 }
@@ -42,7 +49,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     block_on(async {
         let report = doctor::examine(&config).await;
         let mut out = std::io::stdout().lock();
-        if arguments.json || !arguments.all && !std::io::stdout().is_terminal() {
+        if let Some(file) = &arguments.save {
+            let text = serde_json::to_vec(&report)?;
+            std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let for_people = arguments.all || arguments.save.is_some() || std::io::stdout().is_terminal();
+        if arguments.json || !for_people {
             serde_json::to_writer(&mut out, &report)?;
             out.write_all(b"\n")?;
         } else {
@@ -108,7 +120,10 @@ fn row(case: &Case) -> Vec<Word> {
     };
     let answer = if case.answer == Cell::NotTried { "not testable here".to_owned() } else { case.answer.to_string() };
     let elsewhere = case.elsewhere.as_ref().map(|there| format!(" ({there})")).unwrap_or_default();
-    let said = if case.detail.is_empty() { case.about.clone() } else { format!("{}: {}{elsewhere}", case.about, case.detail) };
+    let details = [case.names.join(", "), case.marks.join(", "), case.why.clone()];
+    let details: Vec<String> = details.into_iter().filter(|text| !text.is_empty()).collect();
+    let colon = if details.is_empty() { "" } else { ": " };
+    let said = format!("{}{colon}{}{elsewhere}", case.about, details.join("; "));
     vec![word(color, answer), word(PLAIN, &case.name), word(PLAIN, said)]
 }
 

@@ -16,12 +16,11 @@ use clap::{Args, Parser, Subcommand};
 use rustix::event::{PollFd, PollFlags};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
-use tracing_subscriber::{EnvFilter, filter::LevelFilter};
 
 use crate::{
     capture,
-    config::{self, Config, LogFormat},
-    matcher, memory,
+    config::{self, Config},
+    log, matcher, memory,
     policy::{Directory, Errors, Loaded, shown},
     ship::KafkaConfig,
 };
@@ -75,6 +74,10 @@ enum Command {
     Controller(controller::Arguments),
     /// Print the custom resources of policies
     Crd,
+    /// Change how much the sensor that runs here writes to its log
+    Log(status::LogArguments),
+    /// Print what each metric is
+    MetricsReference,
     /// What doctor has a child do: go ways to a file
     #[command(name = crate::doctor::ATTACK, hide = true)]
     Attack {
@@ -216,6 +219,8 @@ pub fn main() -> ExitCode {
         Command::Tail(arguments) => tail::run(arguments),
         Command::Controller(arguments) => controller::run(arguments),
         Command::Crd => policy::print_crds(),
+        Command::Log(arguments) => status::log(arguments),
+        Command::MetricsReference => policy::print(&crate::metrics::reference()),
         Command::Attack { directory, proc, cases } => {
             crate::doctor::act(directory, proc, cases).map_err(anyhow::Error::from)
         }
@@ -223,6 +228,8 @@ pub fn main() -> ExitCode {
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
+        // The reader of our output has seen enough.
+        Err(why) if is_over(&why) => ExitCode::SUCCESS,
         Err(why) => {
             if !why.is::<Quiet>() {
                 complain(&why);
@@ -230,6 +237,11 @@ pub fn main() -> ExitCode {
             exit_code(&why).into()
         }
     }
+}
+
+fn is_over(why: &anyhow::Error) -> bool {
+    why.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == std::io::ErrorKind::BrokenPipe)
+        || why.downcast_ref::<serde_json::Error>().is_some_and(|why| why.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }
 
 /// A failure of which standard output has told everything.
@@ -301,21 +313,6 @@ fn stop_with_reader(stop: CancellationToken) {
 }
 
 /// Logs go to standard error, so that standard output is alerts and nothing else.
-fn start_log(log: &config::Log) -> Result<(), config::Error> {
-    let known = |part: &str| part.rsplit('=').next().is_some_and(|level| level.parse::<LevelFilter>().is_ok());
-    // What kube's watcher warns of, a notice tells with the remedy.
-    let level = format!("kube_runtime::watcher=error,{}", log.level);
-    let filter = EnvFilter::try_new(level).ok().filter(|_| log.level.split(',').all(known));
-    let filter = filter.ok_or_else(|| {
-        config::Error::new(format!("log.level is '{}'; it must be error, warn, info, debug or trace", log.level))
-    })?;
-    let terminal = std::io::stderr().is_terminal();
-    let color = terminal && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(color);
-    let started = match log.format {
-        LogFormat::Json => builder.json().try_init(),
-        LogFormat::Auto if !terminal => builder.json().try_init(),
-        LogFormat::Auto | LogFormat::Text => builder.with_target(false).try_init(),
-    };
-    started.map_err(|why| config::Error::new(format!("cannot start the log: {why}")))
+fn start_log(config: &log::Config) -> Result<(), config::Error> {
+    log::start(config).map_err(config::Error::new)
 }

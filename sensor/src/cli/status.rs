@@ -77,6 +77,29 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     })
 }
 
+#[derive(Args)]
+#[command(after_help = "\
+Examples:
+  sudo pathwatch log debug --for 600            for ten minutes, then as before
+  sudo pathwatch log sensor::ship=trace         one room of the sensor, until it is changed again")]
+pub(super) struct LogArguments {
+    /// error, warn, info, debug or trace; or some for parts: sensor::ship=debug,warn
+    level: String,
+    /// For so many seconds only
+    #[arg(long = "for", value_name = "SECONDS", default_value_t = 0)]
+    seconds: u32,
+    #[command(flatten)]
+    common: Common,
+}
+
+pub(super) fn log(arguments: &LogArguments) -> anyhow::Result<()> {
+    let config = arguments.common.load()?;
+    block_on(async {
+        let before = http::ask_to_log(&config.http.socket, &arguments.level, arguments.seconds).await?;
+        super::policy::print(&format!("{} (it was {before})\n", arguments.level))
+    })
+}
+
 type Rows = Vec<Vec<Word>>;
 
 fn page(status: &Status, all: bool) -> Page {

@@ -89,16 +89,9 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
         }
         Ok(())
     };
-    let traced = block_on(async {
+    block_on(async {
         let stop = stop_on_signal()?;
         stop_with_reader(stop.clone());
         crate::trace(config, show, stop).await
-    });
-    match traced {
-        // The reader of our output has seen enough.
-        Err(why) if why.downcast_ref::<io::Error>().is_some_and(|why| why.kind() == io::ErrorKind::BrokenPipe) => {
-            Ok(())
-        }
-        other => other,
-    }
+    })
 }

@@ -40,8 +40,19 @@ pub struct Answer {
     pub case: &'static Case,
     /// How it was seen.
     pub cell: Cell,
-    /// By which name the file was told and, behind a tab, which marks its path has; or what is wrong.
-    pub detail: String,
+    /// The views by which the file that is watched was told.
+    pub names: Vec<&'static str>,
+    /// What is said of its path.
+    pub marks: Vec<String>,
+    /// What is wrong, or why it was not seen or not tried.
+    pub why: String,
+}
+
+impl Answer {
+    /// One without an event.
+    pub(super) fn without(case: &'static Case, cell: Cell, why: String) -> Self {
+        Self { case, cell, names: Vec::new(), marks: Vec::new(), why }
+    }
 }
 
 /// Marks that say that the path may be another; the others say something of the file or of the process.
@@ -70,16 +81,16 @@ pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMod
     let excused = mode == CaptureMode::Tracepoint && !case.untraced.is_empty();
     let unlike = matches!(answer.cell, Cell::NotSeen | Cell::Wrong);
     if unlike && excused {
-        Answer { cell: Cell::NotSeen, detail: case.untraced.to_owned(), ..answer }
+        Answer::without(case, Cell::NotSeen, case.untraced.to_owned())
     } else if answer.cell == Cell::NotSeen {
-        Answer { cell: Cell::Wrong, detail: "no event".to_owned(), ..answer }
+        Answer::without(case, Cell::Wrong, "no event".to_owned())
     } else {
         answer
     }
 }
 
 fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -> Answer {
-    let answer = |cell, detail| Answer { case, cell, detail };
+    let answer = |cell, why| Answer::without(case, cell, why);
     let of_case =
         |event: &&Enriched| event.event.pid == pid || event.ancestors.iter().any(|ancestor| ancestor.pid == pid);
     let mut own: Vec<&Enriched> = events.iter().filter(of_case).collect();
@@ -99,9 +110,9 @@ fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -
             Some(why) => answer(Cell::Wrong, why),
             None => {
                 let doubts = event.event.status.iter().any(|status| is_doubt(*status, event.event.mode));
-                let names = named_by(case, base, event).join(" ");
-                let marks: Vec<String> = event.event.status.iter().map(PathStatus::to_string).collect();
-                answer(if doubts { Cell::Flagged } else { Cell::Right }, format!("{names}\t{}", marks.join(" ")))
+                let cell = if doubts { Cell::Flagged } else { Cell::Right };
+                let marks = event.event.status.iter().map(PathStatus::to_string).collect();
+                Answer { case, cell, names: named_by(case, base, event), marks, why: String::new() }
             }
         },
         more => answer(Cell::Wrong, format!("{} events: {}", more.len(), tell(more))),

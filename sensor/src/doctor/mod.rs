@@ -34,6 +34,9 @@ use crate::{
 /// How long the child may take. On ordinary machines it is less than a second.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Marks of every event of the tracepoint mode: they say nothing of one.
+const EVERYWHERE: [&str; 2] = ["fd_race_possible", "requested_untrusted"];
+
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Report {
@@ -66,8 +69,12 @@ pub struct Case {
     pub about: String,
     /// How it was seen.
     pub answer: Cell,
-    /// By which names and with which marks; or what is wrong, or why it was not tried.
-    pub detail: String,
+    /// The views by which the watched file was told (`path`, `home`, `identity`, …).
+    pub names: Vec<String>,
+    /// What is said of its path, but for what is said of every path in that mode.
+    pub marks: Vec<String>,
+    /// What is wrong, or why it was not seen or not tried.
+    pub why: String,
     /// Of a case that was not tried: what the guest of the kernel that is most like this one has answered.
     pub elsewhere: Option<String>,
 }
@@ -129,7 +136,9 @@ fn case(answer: &Answer, sight: &capture::Sight) -> Case {
         name: answer.case.name.to_owned(),
         about: answer.case.about.to_owned(),
         answer: answer.cell,
-        detail: answer.detail.replace('\t', "; ").trim_matches([';', ' ']).to_owned(),
+        names: answer.names.iter().map(|name| (*name).to_owned()).collect(),
+        marks: answer.marks.iter().filter(|mark| !EVERYWHERE.contains(&mark.as_str())).cloned().collect(),
+        why: answer.why.clone(),
         elsewhere: if answer.cell == Cell::NotTried { elsewhere() } else { None },
     }
 }
@@ -197,7 +206,7 @@ fn answer(
     let pid = pid.and_then(|pid| pid.parse().ok());
     let (Some(case), Some(pid)) = (case, pid) else { bail!("the child has said '{line}'") };
     if !failed.is_empty() {
-        return Ok(Answer { case, cell: Cell::NotTried, detail: failed.to_owned() });
+        return Ok(Answer::without(case, Cell::NotTried, failed.to_owned()));
     }
     Ok(judge::judge(case, base, pid, mode, events))
 }

@@ -8,8 +8,8 @@ use std::{
 };
 
 use anyhow::{Context as _, bail, ensure};
-use http_body_util::{BodyExt as _, Empty, Limited};
-use hyper::{Request, StatusCode, body::Bytes, client::conn::http1};
+use http_body_util::{BodyExt as _, Empty, Full, Limited};
+use hyper::{Method, Request, Response, StatusCode, body::Bytes, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{UnixListener, UnixStream},
@@ -18,8 +18,8 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{LIFETIME, Peer, Served, connection};
-use crate::{notice::Notices, status::Status};
+use super::{LIFETIME, Peer, Served, connection, plain};
+use crate::{log, notice::Notices, status::Status};
 
 /// Most connections at a time.
 const CONNECTIONS: usize = 8;
@@ -88,29 +88,56 @@ async fn accept(listener: UnixListener, served: Arc<Served>) {
     }
 }
 
-/// Asks the sensor that listens at `socket`.
+/// Changes the log's level as `LEVEL/SECONDS` says, where zero seconds are for good.
+pub(super) fn set_log(what: &str) -> Response<Full<Bytes>> {
+    let (level, seconds) = what.rsplit_once('/').unwrap_or((what, "0"));
+    let Ok(seconds) = seconds.parse::<u32>() else {
+        return plain(StatusCode::BAD_REQUEST, "it takes /log/LEVEL/SECONDS");
+    };
+    let time = (seconds > 0).then(|| Duration::from_secs(seconds.into()));
+    match log::set(level, time) {
+        Ok(before) => plain(StatusCode::OK, &before),
+        Err(why) => plain(StatusCode::BAD_REQUEST, &why),
+    }
+}
+
+/// Asks the sensor that listens at `socket` for its status.
 ///
 /// # Errors
 /// When there is none, or it says something else.
 pub async fn ask(socket: &Path) -> anyhow::Result<Status> {
+    let text = asked(socket, Method::GET, "/status").await?;
+    serde_json::from_slice(&text).with_context(|| format!("what listens at {} is of another version", socket.display()))
+}
+
+/// Asks it for another level of its log, for a time unless that is zero; returns what it was.
+///
+/// # Errors
+/// As [`ask`], and if it is no level.
+pub async fn ask_to_log(socket: &Path, level: &str, seconds: u32) -> anyhow::Result<String> {
+    let text = asked(socket, Method::PUT, &format!("/log/{level}/{seconds}")).await?;
+    Ok(String::from_utf8_lossy(&text).trim().to_owned())
+}
+
+async fn asked(socket: &Path, method: Method, path: &str) -> anyhow::Result<Bytes> {
     let place = socket.display();
     let stream = UnixStream::connect(socket).await.with_context(|| match socket.try_exists() {
         Ok(false) => format!("no sensor runs here: there is no {place}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"),
         Ok(true) | Err(_) => format!("the sensor at {place} cannot be asked; are you its user?"),
     })?;
-    let answered = timeout(LIFETIME, answer(stream)).await;
-    let answered = answered.map_err(io::Error::from).with_context(|| format!("the sensor at {place} does not answer"))?;
-    answered.with_context(|| format!("what listens at {place} is no sensor of this version"))
+    let request = Request::builder().method(method).uri(path).header("host", "sensor").body(Empty::<Bytes>::new());
+    let answered = timeout(LIFETIME, answer(stream, request?)).await;
+    answered.map_err(io::Error::from).with_context(|| format!("the sensor at {place} does not answer"))?
 }
 
-async fn answer(stream: UnixStream) -> anyhow::Result<Status> {
+async fn answer(stream: UnixStream, request: Request<Empty<Bytes>>) -> anyhow::Result<Bytes> {
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     let driving = tokio::spawn(connection);
-    let request = Request::get("/status").header("host", "sensor").body(Empty::<Bytes>::new())?;
     let response = sender.send_request(request).await?;
-    ensure!(response.status() == StatusCode::OK, "it answers {}", response.status());
+    let status = response.status();
     let text = Limited::new(response.into_body(), ANSWER).collect().await;
     let text = text.map_err(|why| anyhow::anyhow!("its answer breaks off: {why}"))?.to_bytes();
     driving.abort();
-    Ok(serde_json::from_slice(&text)?)
+    ensure!(status == StatusCode::OK, "{}", String::from_utf8_lossy(&text).trim());
+    Ok(text)
 }

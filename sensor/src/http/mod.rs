@@ -33,7 +33,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-pub use self::local::{ask, serve_local};
+pub use self::local::{ask, ask_to_log, serve_local};
 use crate::{
     apiserver::Tokens,
     metrics::{self, Metrics},
@@ -142,6 +142,9 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, ser
 }
 
 async fn answer(request: &Request<Incoming>, peer: Peer, served: &Served) -> Response<Full<Bytes>> {
+    if let (Peer::Local, &Method::PUT, Some(what)) = (peer, request.method(), request.uri().path().strip_prefix("/log/")) {
+        return local::set_log(what);
+    }
     if request.method() != Method::GET {
         return plain(StatusCode::METHOD_NOT_ALLOWED, "only GET");
     }

@@ -4,6 +4,7 @@ mod exposition;
 mod hits;
 mod programs;
 mod queues;
+mod reference;
 
 use std::{
     sync::atomic::{AtomicU64, Ordering},
@@ -17,6 +18,7 @@ pub use self::{
     hits::Hits,
     programs::{Program, Programs},
     queues::{Queue, Queues},
+    reference::reference,
 };
 use crate::{doctor::Coverage, event::Missing};
 

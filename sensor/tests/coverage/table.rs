@@ -1,43 +1,53 @@
-//! docs/coverage.md: what each kernel has answered.
-use std::{collections::BTreeMap, fmt::Write as _, fs};
+//! docs/coverage.md and docs/doctor.md: what each kernel has answered.
+use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
 
 use attack::CASES;
 
-/// Column and cell of a line that [`super::in_best_mode`] has printed.
+/// `6.12.57+deb13-amd64` is 6.12.
+fn version(kernel: &str) -> String {
+    kernel.split(['.', '-']).take(2).collect::<Vec<_>>().join(".")
+}
+
+/// Column, case and cell of a line that [`super::in_best_mode`] has printed.
 fn parse(line: &str) -> Option<(String, &str, String)> {
-    let mut words = line.strip_prefix("COVERAGE\t")?.split('\t');
-    let (kernel, mode, case) = (words.next()?, words.next()?, words.next()?);
-    let (cell, names, marks) = (words.next()?, words.next().unwrap_or_default(), words.next().unwrap_or_default());
-    let version: Vec<&str> = kernel.split(['.', '-']).take(2).collect();
-    let column = format!("{} {mode}", version.join("."));
-    let mut text = cell.to_owned();
-    match cell {
+    let words: Vec<&str> = line.strip_prefix("COVERAGE\t")?.split('\t').collect();
+    let [kernel, mode, case, cell, told, marks] = words[..] else { return None };
+    let column = format!("{} {mode}", version(kernel));
+    let text = match cell {
         "right" | "flagged" => {
-            // The mark of every event of that mode says nothing of one.
-            let marks: Vec<&str> = marks
-                .split(' ')
-                .filter(|mark| !matches!(*mark, "" | "fd_race_possible" | "requested_untrusted"))
-                .collect();
-            let names: Vec<&str> = names.split(' ').filter(|name| !name.is_empty()).collect();
-            let details: Vec<String> =
-                [names.join(", "), marks.join(", ")].into_iter().filter(|text| !text.is_empty()).collect();
-            if !details.is_empty() {
-                write!(text, " ({})", details.join("; ")).unwrap();
-            }
+            let details = [told, marks].map(|words| words.split_whitespace().collect::<Vec<_>>().join(", "));
+            let details: Vec<&str> = details.iter().map(String::as_str).filter(|text| !text.is_empty()).collect();
+            if details.is_empty() { cell.to_owned() } else { format!("{cell} ({})", details.join("; ")) }
         }
-        _ if names.is_empty() => {}
-        _ => write!(text, ": {}", names.replace('|', "\\|")).unwrap(),
-    }
+        _ if told.is_empty() => cell.to_owned(),
+        _ => format!("{cell}: {}", told.replace('|', "\\|")),
+    };
     Some((column, case, text))
 }
 
-/// Writes the table that the files, outputs of this test, make; the first argument is where to.
+/// What doctor has said, by kernel and circumstance, in the order in which it was said.
+fn pages(text: &str, pages: &mut Vec<((String, String), String)>) {
+    for line in text.lines().filter_map(|line| line.strip_prefix("DOCTOR\t")) {
+        let mut words = line.splitn(3, '\t');
+        let key = (version(words.next().unwrap()), words.next().unwrap().to_owned());
+        // How long it took is another each time.
+        let line = words.next().unwrap();
+        let line = line.rsplit_once("; ").filter(|(_, rest)| rest.ends_with(" s")).map_or(line, |(line, _)| line);
+        match pages.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, page)) => *page += &format!("{line}\n"),
+            None => pages.push((key, format!("{line}\n"))),
+        }
+    }
+}
+
+/// Writes the table that the files, outputs of this test, make; the first argument is the directory of documents.
 pub(crate) fn write(arguments: &[String]) {
     let (to, from) = arguments.split_first().unwrap();
     let mut cells: BTreeMap<(String, String), String> = BTreeMap::new();
-    let mut columns: Vec<String> = Vec::new();
+    let (mut columns, mut said): (Vec<String>, _) = (Vec::new(), Vec::new());
     for file in from {
         let text = fs::read_to_string(file).unwrap();
+        pages(&text, &mut said);
         for (column, case, cell) in text.lines().filter_map(parse) {
             if !columns.contains(&column) {
                 columns.push(column.clone());
@@ -54,8 +64,13 @@ pub(crate) fn write(arguments: &[String]) {
             .map(|column| cells.get(&(column.clone(), case.name.to_owned())).map_or("", String::as_str));
         writeln!(page, "| {} | {} | {} |", case.name, case.about, row.collect::<Vec<_>>().join(" | ")).unwrap();
     }
-    fs::write(to, &page).unwrap();
+    fs::write(Path::new(to).join("coverage.md"), &page).unwrap();
     print!("{page}");
+    let mut page = String::from(DOCTOR);
+    for ((kernel, circumstance), text) in said {
+        writeln!(page, "## {kernel}, {circumstance}\n```text\n{text}```\n").unwrap();
+    }
+    fs::write(Path::new(to).join("doctor.md"), page.trim_end().to_owned() + "\n").unwrap();
 }
 
 const HEAD: &str = "# What is seen, and on which kernel
@@ -65,5 +80,13 @@ right was written down beside it, in `e2e/attack/src/cases.rs`. A cell says `rig
 the right process, operation and outcome, whose path is true; in brackets the views that name the watched file and
 what is said of the path. `flagged`: the path is marked as one that may be another. `not seen` and `not tried`
 give the reason.
+
+";
+
+const DOCTOR: &str = "# What `pathwatch doctor` says
+
+Generated by `make coverage`, which `make test` runs: on four kernels in guests and on the machine that made this page, as they
+are and where something is missing. `doctor` prints every line that is not plainly right; `doctor --all` prints the others, too.
+Its exit status is 0 if opens are seen and none wrongly, 77 if something is not permitted, 1 otherwise.
 
 ";

@@ -16,6 +16,7 @@ mod conservation;
 mod delivery;
 mod faults;
 mod security;
+mod status;
 
 /// The topic of every test, each on a broker of its own.
 const TOPIC: &str = "pathwatch-alerts";

@@ -25,7 +25,7 @@ fn started() -> Broker {
 }
 
 /// The settings of TLS with the certificate and key of `name`.
-fn tls(broker: &Broker, ca: &str, name: &str) -> String {
+pub(crate) fn tls(broker: &Broker, ca: &str, name: &str) -> String {
     let file = |name: String| broker.file(&format!("certs/{name}")).display().to_string();
     let [ca, certificate, key] = [format!("{ca}.pem"), format!("{name}.pem"), format!("{name}.key")].map(file);
     format!("{{ca_file: {ca}, certificate_file: {certificate}, key_file: {key}}}")

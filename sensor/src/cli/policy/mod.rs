@@ -56,11 +56,8 @@ fn json(document: &impl serde::Serialize) -> anyhow::Result<()> {
 }
 
 /// Prints `text`; a reader who has seen enough is no error.
-fn print(text: &str) -> anyhow::Result<()> {
-    match io::stdout().write_all(text.as_bytes()) {
-        Err(why) if why.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        other => Ok(other?),
-    }
+pub(super) fn print(text: &str) -> anyhow::Result<()> {
+    Ok(io::stdout().write_all(text.as_bytes())?)
 }
 
 /// `text` in colour `code`, if standard output is a terminal.

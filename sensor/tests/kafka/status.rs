@@ -1,0 +1,130 @@
+//! What a running sensor says of itself, while one thing after another goes wrong: is it seeing, which policy fails, what is
+//! lost, is Kafka well, which certificate expires. Needs root.
+use std::{
+    fs::{self, File},
+    path::Path,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{
+    TOPIC,
+    broker::Broker,
+    running::{PATIENCE, Sensor},
+    security::tls,
+    shipper::Place,
+};
+
+/// Asks until the answer is as wanted.
+fn until(place: &Place, what: &str, is: impl Fn(&Value) -> bool) -> Value {
+    let began = Instant::now();
+    loop {
+        let output = place.command().arg("status").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let status: Value = serde_json::from_slice(&output.stdout).unwrap();
+        if is(&status) {
+            return status;
+        }
+        assert!(began.elapsed() < PATIENCE, "not {what}: {status:#}");
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The page for people, whose columns are apart by two blanks at least.
+fn page(place: &Place) -> String {
+    let output = place.command().args(["status", "--all"]).output().unwrap();
+    let words = |line: &str| line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("  ");
+    String::from_utf8(output.stdout).unwrap().lines().map(|line| words(line) + "\n").collect()
+}
+
+fn write_policy(place: &Place, name: &str, rest: &str) {
+    let head = "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\n";
+    let text = format!("{head}metadata: {{name: {name}}}\nspec: {{subjects: all, {rest}}}\n");
+    fs::write(place.path(&format!("policies/{name}.yaml")), text).unwrap();
+}
+
+fn expiry(certificate: &Path) -> jiff::Timestamp {
+    let output = Command::new("openssl").args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"]).arg(certificate).output().unwrap();
+    let told = String::from_utf8(output.stdout).unwrap();
+    told.trim().strip_prefix("notAfter=").unwrap().replace(' ', "T").replace("TZ", "Z").parse().unwrap_or_else(|why| panic!("{told}: {why}"))
+}
+
+fn policy<'a>(status: &'a Value, name: &str) -> &'a Value {
+    let policies = status["policies"].as_array().unwrap();
+    policies.iter().find(|policy| policy["name"] == name).unwrap_or(&Value::Null)
+}
+
+#[test]
+fn five_questions_are_answered_whatever_goes_wrong() {
+    let mut broker = Broker::secure();
+    broker.start();
+    broker.create_topic(TOPIC, 1);
+    let place = Place::new(&broker.tls_address()).set("SHIP__KAFKA__TLS", &tls(&broker, "ca", "super"));
+    let socket = place.path("status.sock").display().to_string();
+    let place = place.set("HTTP__SOCKET", &socket).set("CAPTURE__SHARE", "{rate: 10, burst: 10}");
+    let watched = place.path("watched").display().to_string();
+    fs::write(&watched, "secret").unwrap();
+    fs::remove_file(place.path("policies/p.yaml")).unwrap();
+    write_policy(&place, "good", &format!("paths: ['{watched}']"));
+    write_policy(&place, "turns-bad", "paths: [/nowhere/at/all]");
+
+    // Nobody is there yet.
+    let output = place.command().arg("status").output().unwrap();
+    let told = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && told.contains("no sensor runs here: there is no"), "{told}");
+
+    let sensor = Sensor::start(place.command().args(["run", "--policies", "policies"]));
+    let status = until(&place, "tested", |status| !status["self_test"].is_null() && policy(status, "good") != &Value::Null);
+    let cases = status["self_test"]["cases"].as_array().unwrap();
+    assert!(cases.len() > 70 && cases.iter().all(|case| case["answer"] != "wrong"), "{cases:#?}");
+    assert_eq!(status["sink"]["degraded"], false);
+    assert_eq!(status["sink"]["certificate_expires"], expiry(&broker.file("certs/super.pem")).to_string());
+    assert_eq!(policy(&status, "good")["patterns"], serde_json::json!([[watched, "kernel"]]));
+    // What the self-test does is no alert.
+    assert_eq!((&status["alerts"]["fired"], &status["opens"]["lost"]), (&0.into(), &0.into()));
+
+    drop(File::open(&watched).unwrap());
+    let status = until(&place, "shipped", |status| status["alerts"]["shipped"] == 1);
+    assert_eq!(policy(&status, "good")["hits"], 1);
+
+    write_policy(&place, "turns-bad", "paths: [not/absolute]");
+    write_policy(&place, "always-bad", "pahts: [/etc/passwd]");
+    let status = until(&place, "failed", |status| policy(status, "always-bad") != &Value::Null);
+    assert_eq!(policy(&status, "turns-bad")["state"], "stale");
+    assert_eq!(policy(&status, "always-bad")["state"], "failed");
+    assert_eq!(status["policies"][0]["name"], "always-bad", "what needs attention comes first");
+
+    (0..1000).for_each(|_| drop(File::open(&watched).unwrap()));
+    let limited = |status: &Value| {
+        let troubles = status["troubles"].as_array().unwrap();
+        troubles.iter().find(|trouble| trouble["reason"] == "limited").map_or(0, |trouble| trouble["count"].as_u64().unwrap())
+    };
+    let seen = |status: &Value| policy(status, "good")["hits"].as_u64().unwrap();
+    let status = until(&place, "whole", |status| limited(status) + seen(status) == 1001);
+    assert!(limited(&status) > 500, "{}", limited(&status));
+    assert_eq!(status["opens"]["lost"], limited(&status));
+
+    broker.kill();
+    drop(File::open(&watched).unwrap());
+    let status = until(&place, "degraded", |status| status["sink"]["degraded"] == true);
+    let error = &status["sink"]["last_error"];
+    assert_eq!(error["reason"], "kafka_degraded");
+    let page = page(&place);
+    for answer in [
+        "POLICIES  1 in force, 1 stale, 1 failed, 0 suspended".to_owned(),
+        "failed  always-bad".to_owned(),
+        "unknown field `pahts`".to_owned(),
+        format!("in force  good  medium  {}  kernel", seen(&status)),
+        format!("lost  {}", limited(&status)),
+        format!("limited  capture  {}", limited(&status)),
+        "does not acknowledge".to_owned(),
+        "certificate  expires in ".to_owned(),
+        "self-test  of 78 ways to a file ".to_owned(),
+    ] {
+        assert!(page.contains(&answer), "'{answer}' is not in\n{page}");
+    }
+    drop(sensor);
+}
