@@ -18,7 +18,7 @@ use crate::{
 const PREFIX: &str = "PATHWATCH__";
 
 /// Everything that can be set; every field has a default.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// The machine.
@@ -40,7 +40,7 @@ pub struct Config {
 }
 
 /// The machine.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Node {
     /// Its name in alerts; by default the host's name.
@@ -48,7 +48,7 @@ pub struct Node {
 }
 
 /// The cluster.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Cluster {
     /// Its name in alerts.
@@ -56,7 +56,7 @@ pub struct Cluster {
 }
 
 /// Where policies come from.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Policies {
     /// A directory of YAML files, read with those below it.
@@ -81,7 +81,7 @@ impl Default for Policies {
 }
 
 /// Policies that came with the sensor.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Library {
     /// Where they are; by default there are none.

@@ -16,7 +16,7 @@ use tracing_subscriber::{
 };
 
 /// What the sensor says of itself.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `error`, `warn`, `info`, `debug` or `trace`.
@@ -32,7 +32,7 @@ impl Default for Config {
 }
 
 /// Forms of log lines.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Text on a terminal, JSON lines otherwise.

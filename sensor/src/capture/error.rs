@@ -52,7 +52,12 @@ impl Error {
             Self::NotPermitted => true,
             Self::Load(_, why) => why.root_cause().downcast_ref().is_some_and(refused),
             Self::Io(_, why) => refused(why),
-            Self::NoBtf | Self::BadBtf | Self::MissingMember(..) | Self::MissingFunction(_) | Self::Silent(_) | Self::MissingProgram(_) => false,
+            Self::NoBtf
+            | Self::BadBtf
+            | Self::MissingMember(..)
+            | Self::MissingFunction(_)
+            | Self::Silent(_)
+            | Self::MissingProgram(_) => false,
         }
     }
 }

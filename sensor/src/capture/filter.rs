@@ -202,7 +202,8 @@ impl Filter {
     /// Whether the kernel tells of every process that changes its cgroup: programs do so, and none was skipped.
     fn sees_all(&self) -> bool {
         let watchers = self.watchers.iter().flatten();
-        self.watchers.is_some() && watchers.filter_map(|program| Runs::of(*program).map(|runs| runs.skipped)).sum::<u64>() == 0
+        self.watchers.is_some()
+            && watchers.filter_map(|program| Runs::of(*program).map(|runs| runs.skipped)).sum::<u64>() == 0
     }
 
     /// From now on it attaches and detaches the program that sees opens.

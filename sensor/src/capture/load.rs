@@ -130,7 +130,9 @@ fn fexit(types: &Types, globals: &[(&str, u32)], config: &Config, btf: &Btf) -> 
     }
     let silent = silent(&bpf, &lacking)?;
     lacking.extend(silent);
-    let gap = |(hook, why)| hooks::needed_for(hook).map(|(what, operation)| Gap { what: what.to_owned(), operation, why });
+    let gap = |(hook, why)| {
+        hooks::needed_for(hook).map(|(what, operation)| Gap { what: what.to_owned(), operation, why })
+    };
     let gaps = lacking.into_iter().filter_map(gap).collect();
     attach_tracepoints(&mut bpf, &PROCESS_TRACEPOINTS, btf)?;
     let moves = if config.watch_moves { hooks::attach_moves(&mut bpf, types, btf) } else { Ok(()) };

@@ -31,16 +31,16 @@ use tokio::{io::unix::AsyncFd, sync::mpsc, time::MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
-pub use self::{
-    error::Error,
-    filter::{Filter, swap, table},
-    selftest::PLACES,
-};
 use self::shares::Shares;
 use self::{
     decode::Decoder,
     load::Loaded,
     opens::{Opens, Programs},
+};
+pub use self::{
+    error::Error,
+    filter::{Filter, swap, table},
+    selftest::PLACES,
 };
 use crate::{
     event::{CaptureMode, Operation},
@@ -61,12 +61,13 @@ const ACCOUNT: Duration = Duration::from_secs(1);
 const LOSS_REASONS: [&str; LOSSES] = ["ring_full", "unreadable", "no_memory", "limited"];
 
 /// How to look for opens.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `auto` tries fexit and falls back to tracepoint; the others insist.
     pub mode: Mode,
     /// Size of the ring between kernel and sensor; a power of two of at least one page.
+    #[schemars(with = "String")]
     pub ring: ByteSize,
     /// Leave out the sensor's own opens. Tests turn it off to watch themselves.
     #[serde(skip)]
@@ -102,7 +103,7 @@ impl Default for Config {
 }
 
 /// What one cgroup may take of the node's attention; what goes beyond is counted, and told as a loss of that pod.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Share {
     /// Records a second; 0 for no limit.
@@ -139,7 +140,7 @@ impl Config {
 }
 
 /// Which of the kernel's offers to take.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Mode {
     /// The best that loads.

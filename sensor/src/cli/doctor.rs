@@ -67,7 +67,12 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
 
 fn page(report: &Report, all: bool) -> Page {
     let mut page = Page::new();
-    page.line(&[word(BOLD, "pathwatch"), word(BOLD, &report.version), word(PLAIN, "on"), word(PLAIN, &report.kernel)]);
+    page.line(&[
+        word(BOLD, "pathwatch"),
+        word(BOLD, &report.version),
+        word(PLAIN, "on"),
+        word(PLAIN, &report.kernel),
+    ]);
     let rows: Vec<Vec<Word>> = report.checks.iter().flat_map(check).collect();
     page.section("SURROUNDINGS", &rows);
     page.section("CAPTURE", &capture(report));
@@ -102,10 +107,16 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
         return why.lines().map(|why| line(BAD, "nothing is seen", why)).collect();
     };
     let mut rows = vec![line(GOOD, "mode", &sight.mode.to_string())];
-    rows.extend(sight.instead.iter().map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why))));
+    rows.extend(
+        sight.instead.iter().map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why))),
+    );
     rows.extend(sight.gaps.iter().map(|gap| line(DOUBTFUL, &format!("not {}", gap.what), &gap.why)));
     if report.lost > 0 {
-        rows.push(line(DOUBTFUL, "lost", &format!("{} opens of the test, or runs of programs: try again", report.lost)));
+        rows.push(line(
+            DOUBTFUL,
+            "lost",
+            &format!("{} opens of the test, or runs of programs: try again", report.lost),
+        ));
     }
     rows
 }
@@ -118,7 +129,8 @@ fn row(case: &Case) -> Vec<Word> {
         Cell::Wrong => BAD,
         Cell::NotTried => FAINT,
     };
-    let answer = if case.answer == Cell::NotTried { "not testable here".to_owned() } else { case.answer.to_string() };
+    let answer =
+        if case.answer == Cell::NotTried { "not testable here".to_owned() } else { case.answer.to_string() };
     let elsewhere = case.elsewhere.as_ref().map(|there| format!(" ({there})")).unwrap_or_default();
     let details = [case.names.join(", "), case.marks.join(", "), case.why.clone()];
     let details: Vec<String> = details.into_iter().filter(|text| !text.is_empty()).collect();

@@ -4,6 +4,7 @@ mod controller;
 mod doctor;
 mod page;
 mod policy;
+mod reference;
 mod replay;
 mod run;
 mod status;
@@ -78,13 +79,17 @@ enum Command {
     Log(status::LogArguments),
     /// Print what each metric is
     MetricsReference,
+    /// Print every setting with its default and what it is for
+    Config,
+    /// Print completions for a shell
+    #[command(after_help = "Example: pathwatch completions bash >/etc/bash_completion.d/pathwatch")]
+    Completions { shell: clap_complete::Shell },
+    /// Write pages for man(1)
+    #[command(after_help = "Example: pathwatch man /usr/local/share/man/man1")]
+    Man { directory: PathBuf },
     /// What doctor has a child do: go ways to a file
     #[command(name = crate::doctor::ATTACK, hide = true)]
-    Attack {
-        directory: PathBuf,
-        proc: PathBuf,
-        cases: Vec<String>,
-    },
+    Attack { directory: PathBuf, proc: PathBuf, cases: Vec<String> },
     /// Check, explain and tune policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -221,6 +226,9 @@ pub fn main() -> ExitCode {
         Command::Crd => policy::print_crds(),
         Command::Log(arguments) => status::log(arguments),
         Command::MetricsReference => policy::print(&crate::metrics::reference()),
+        Command::Config => reference::config().and_then(|text| policy::print(&text)),
+        Command::Completions { shell } => policy::print(&reference::completions(*shell)),
+        Command::Man { directory } => reference::man(directory),
         Command::Attack { directory, proc, cases } => {
             crate::doctor::act(directory, proc, cases).map_err(anyhow::Error::from)
         }
@@ -241,7 +249,9 @@ pub fn main() -> ExitCode {
 
 fn is_over(why: &anyhow::Error) -> bool {
     why.downcast_ref::<std::io::Error>().is_some_and(|why| why.kind() == std::io::ErrorKind::BrokenPipe)
-        || why.downcast_ref::<serde_json::Error>().is_some_and(|why| why.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
+        || why
+            .downcast_ref::<serde_json::Error>()
+            .is_some_and(|why| why.io_error_kind() == Some(std::io::ErrorKind::BrokenPipe))
 }
 
 /// A failure of which standard output has told everything.

@@ -87,10 +87,13 @@ mod tests {
     #[test]
     fn columns_are_as_wide_as_their_widest_word_and_escapes_are_shown() {
         let mut page = Page { color: false, text: String::new() };
-        page.section("HEAD", &[
-            vec![word(GOOD, "a"), word(PLAIN, "one"), word(PLAIN, "last")],
-            vec![word(BAD, "longer"), word(PLAIN, "\u{1b}[2J"), word(PLAIN, "")],
-        ]);
+        page.section(
+            "HEAD",
+            &[
+                vec![word(GOOD, "a"), word(PLAIN, "one"), word(PLAIN, "last")],
+                vec![word(BAD, "longer"), word(PLAIN, "\u{1b}[2J"), word(PLAIN, "")],
+            ],
+        );
         assert_eq!(page.text(), "HEAD\n  a       one       last\n  longer  \\u001b[2J\n");
     }
 }

@@ -149,7 +149,9 @@ fn seeing(status: &Status) -> Rows {
     let line = |color, name: &str, text: String| vec![word(PLAIN, name), word(color, text)];
     let mut rows = vec![line(GOOD, "mode", status.sight.mode.to_string())];
     let instead = status.sight.instead.iter();
-    rows.extend(instead.map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why).to_owned())));
+    rows.extend(
+        instead.map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why).to_owned())),
+    );
     rows.extend(status.sight.gaps.iter().map(|gap| line(DOUBTFUL, &format!("not {}", gap.what), gap.why.clone())));
     let Some(report) = &status.self_test else {
         rows.push(line(FAINT, "self-test", "none yet".to_owned()));
@@ -157,7 +159,13 @@ fn seeing(status: &Status) -> Rows {
     };
     let count = |answer| report.of(answer).count();
     let (wrong, unseen) = (count(Cell::Wrong), count(Cell::NotSeen));
-    let color = if report.sight.is_none() || wrong > 0 { BAD } else if unseen > 0 { DOUBTFUL } else { GOOD };
+    let color = if report.sight.is_none() || wrong > 0 {
+        BAD
+    } else if unseen > 0 {
+        DOUBTFUL
+    } else {
+        GOOD
+    };
     let told = match &report.failure {
         Some(why) => format!("nothing is seen: {why}"),
         None => format!(
@@ -216,7 +224,9 @@ fn policy_rows(policy: &Policy, all: bool) -> Rows {
     if all {
         let color = |decided: &Decided| if *decided == Decided::User { DOUBTFUL } else { FAINT };
         let patterns = standing.patterns.iter();
-        rows.extend(patterns.map(|(pattern, decided)| vec![word(PLAIN, ""), word(color(decided), format!("{decided}: {pattern}"))]));
+        rows.extend(patterns.map(|(pattern, decided)| {
+            vec![word(PLAIN, ""), word(color(decided), format!("{decided}: {pattern}"))]
+        }));
     }
     rows
 }
@@ -230,8 +240,12 @@ fn opens(status: &Status) -> Rows {
     let opens = &status.opens;
     let known = opens.complete + opens.partial;
     let share = if known == 0 { 100.0 } else { 100.0 * opens.complete as f64 / known as f64 };
-    let missing: Vec<String> =
-        opens.missing.iter().filter(|(_, count)| **count > 0).map(|(what, count)| format!("{what} {count}")).collect();
+    let missing: Vec<String> = opens
+        .missing
+        .iter()
+        .filter(|(_, count)| **count > 0)
+        .map(|(what, count)| format!("{what} {count}"))
+        .collect();
     let missing = if missing.is_empty() { String::new() } else { format!("; not known: {}", missing.join(", ")) };
     vec![
         vec![word(PLAIN, "recorded"), word(PLAIN, opens.numbered.to_string())],

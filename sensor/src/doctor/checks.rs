@@ -74,7 +74,8 @@ struct Own {
 
 impl Own {
     fn parse(status: &str) -> Self {
-        let field = |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
+        let field =
+            |name: &str| status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':')).map(str::trim);
         let capabilities = field("CapEff").and_then(|hex| u64::from_str_radix(hex, 16).ok()).unwrap_or(0);
         Self { capabilities, filtered: field("Seccomp") == Some("2") }
     }
@@ -118,7 +119,12 @@ fn capabilities(own: &Own) -> Vec<Check> {
         (BPF, "CAP_BPF", Verdict::Fails, "to load programs"),
         (PERFMON, "CAP_PERFMON", Verdict::Fails, "to trace"),
         (SYS_PTRACE, "CAP_SYS_PTRACE", Verdict::Lacks, "without it programs of other users stay unnamed"),
-        (DAC_READ_SEARCH, "CAP_DAC_READ_SEARCH", Verdict::Lacks, "without it files of other users are not looked at"),
+        (
+            DAC_READ_SEARCH,
+            "CAP_DAC_READ_SEARCH",
+            Verdict::Lacks,
+            "without it files of other users are not looked at",
+        ),
     ];
     let one = |(number, name, lack, why): (u32, &str, Verdict, &str)| {
         let verdict = if own.has(number) { Verdict::Ok } else { lack };
@@ -126,7 +132,12 @@ fn capabilities(own: &Own) -> Vec<Check> {
     };
     let mut checks: Vec<Check> = needed.into_iter().map(one).collect();
     if old {
-        checks.push(one((SYS_RESOURCE, "CAP_SYS_RESOURCE", Verdict::Lacks, "before 5.11 it raises the limit on locked memory")));
+        checks.push(one((
+            SYS_RESOURCE,
+            "CAP_SYS_RESOURCE",
+            Verdict::Lacks,
+            "before 5.11 it raises the limit on locked memory",
+        )));
     }
     checks
 }
@@ -134,7 +145,8 @@ fn capabilities(own: &Own) -> Vec<Check> {
 /// kernel_lockdown(7).
 fn lockdown() -> Check {
     const FILE: &str = "/sys/kernel/security/lockdown";
-    let remedy = "boot without lockdown=confidentiality, which forbids to read kernel memory; lockdown=integrity allows it";
+    let remedy =
+        "boot without lockdown=confidentiality, which forbids to read kernel memory; lockdown=integrity allows it";
     let chosen = fs::read_to_string(FILE).ok().and_then(|line| {
         let (_, rest) = line.split_once('[')?;
         rest.split_once(']').map(|(word, _)| word.to_owned())
@@ -160,22 +172,34 @@ fn memlock(own: &Own) -> Check {
     let enough = !old || own.has(SYS_RESOURCE) || limit.is_none_or(|bytes| bytes >= 64 << 20);
     let verdict = if enough { Verdict::Ok } else { Verdict::Fails };
     let told = if old { told } else { format!("{told}; of no matter from 5.11 on") };
-    permission("locked memory", verdict, told, "raise the limit (ulimit -l unlimited), or give CAP_SYS_RESOURCE: securityProfile: compat")
+    permission(
+        "locked memory",
+        verdict,
+        told,
+        "raise the limit (ulimit -l unlimited), or give CAP_SYS_RESOURCE: securityProfile: compat",
+    )
 }
 
 fn seccomp(own: &Own) -> Check {
-    let (verdict, found) = if own.filtered {
-        (Verdict::Unknown, "system calls are filtered")
-    } else {
-        (Verdict::Ok, "no filter")
-    };
-    permission("seccomp", verdict, found, "if loading is refused: the runtime's profile must allow bpf(2) to those who hold CAP_BPF, or name another in seccompProfile")
+    let (verdict, found) =
+        if own.filtered { (Verdict::Unknown, "system calls are filtered") } else { (Verdict::Ok, "no filter") };
+    permission(
+        "seccomp",
+        verdict,
+        found,
+        "if loading is refused: the runtime's profile must allow bpf(2) to those who hold CAP_BPF, or name another in seccompProfile",
+    )
 }
 
 /// Security modules. Nothing that the sensor does needs one of its own.
 fn modules() -> Check {
     let Ok(list) = fs::read_to_string("/sys/kernel/security/lsm") else {
-        return check("security modules", Verdict::Unknown, "/sys/kernel/security/lsm cannot be read", "nothing: only to be told");
+        return check(
+            "security modules",
+            Verdict::Unknown,
+            "/sys/kernel/security/lsm cannot be read",
+            "nothing: only to be told",
+        );
     };
     let bpf = if list.split(',').any(|name| name.trim() == "bpf") { "with" } else { "without" };
     check("security modules", Verdict::Ok, format!("{}; {bpf} BPF LSM, which is not needed", list.trim()), "")
@@ -223,7 +247,11 @@ fn cgroups(config: &Config) -> Check {
 /// The kernel's own measure of what programs cost.
 fn statistics() -> Check {
     let on = fs::read_to_string("/proc/sys/kernel/bpf_stats_enabled").is_ok_and(|text| text.trim() != "0");
-    let told = if on { "on: pathwatch_capture_program_seconds_total counts" } else { "off: programs' time is not measured (kernel.bpf_stats_enabled=1 turns it on, for some 100 ns a run)" };
+    let told = if on {
+        "on: pathwatch_capture_program_seconds_total counts"
+    } else {
+        "off: programs' time is not measured (kernel.bpf_stats_enabled=1 turns it on, for some 100 ns a run)"
+    };
     check("BPF statistics", Verdict::Ok, told, "")
 }
 
@@ -233,13 +261,21 @@ mod tests {
 
     #[test]
     fn who_may_administer_may_also_trace() {
-        let own = |hex: &str, seccomp: &str| Own::parse(&format!("Name:\tx\nCapEff:\t{hex}\nSeccomp:\t{seccomp}\n"));
+        let own =
+            |hex: &str, seccomp: &str| Own::parse(&format!("Name:\tx\nCapEff:\t{hex}\nSeccomp:\t{seccomp}\n"));
         let all = own("000001ffffffffff", "0");
-        assert!([DAC_READ_SEARCH, SYS_PTRACE, PERFMON, BPF].into_iter().all(|number| all.has(number)) && !all.filtered);
+        assert!(
+            [DAC_READ_SEARCH, SYS_PTRACE, PERFMON, BPF].into_iter().all(|number| all.has(number)) && !all.filtered
+        );
         let administrator = own("0000000000200000", "2");
         assert!(administrator.has(BPF) && administrator.has(PERFMON) && administrator.filtered);
         assert!(!administrator.has(SYS_PTRACE));
         let none = own("0000000000000000", "2");
-        assert!(!none.has(BPF) && capabilities(&none).iter().all(|check| check.verdict != Verdict::Ok && !check.remedy.is_empty()));
+        assert!(
+            !none.has(BPF)
+                && capabilities(&none)
+                    .iter()
+                    .all(|check| check.verdict != Verdict::Ok && !check.remedy.is_empty())
+        );
     }
 }

@@ -116,7 +116,9 @@ pub async fn keep(
             }
             report.send_replace(Some(Arc::new(found)));
         }
-        Some(Err(why)) => notices.add("capture", "self_test_failed", 1, format!("{why:#}; try `pathwatch doctor`")),
+        Some(Err(why)) => {
+            notices.add("capture", "self_test_failed", 1, format!("{why:#}; try `pathwatch doctor`"))
+        }
     }
     stop.cancelled().await;
     Ok(())
@@ -141,10 +143,9 @@ fn told(report: &Report) -> Option<String> {
     }
     let names = |answer| report.of(answer).map(|case| case.name.as_str()).collect::<Vec<_>>().join(", ");
     let (unseen, wrong) = (names(Cell::NotSeen), names(Cell::Wrong));
-    let parts = [("not seen", unseen), ("wrong", wrong)].map(|(what, names)| {
-        if names.is_empty() { String::new() } else { format!("{what}: {names}") }
-    });
+    let parts = [("not seen", unseen), ("wrong", wrong)]
+        .map(|(what, names)| if names.is_empty() { String::new() } else { format!("{what}: {names}") });
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    (!parts.is_empty()).then(|| format!("of {} ways to a file, {}; see `pathwatch doctor`", report.cases.len(), parts.join("; ")))
+    (!parts.is_empty())
+        .then(|| format!("of {} ways to a file, {}; see `pathwatch doctor`", report.cases.len(), parts.join("; ")))
 }
-

@@ -130,8 +130,7 @@ pub async fn examine(config: &Config) -> Report {
 
 fn case(answer: &Answer, sight: &capture::Sight) -> Case {
     let release = rustix::system::uname();
-    let elsewhere =
-        || elsewhere::answered(&release.release().to_string_lossy(), sight.mode, answer.case.name);
+    let elsewhere = || elsewhere::answered(&release.release().to_string_lossy(), sight.mode, answer.case.name);
     Case {
         name: answer.case.name.to_owned(),
         about: answer.case.about.to_owned(),
@@ -156,7 +155,8 @@ pub async fn attacked(config: &Config, only: &[String]) -> anyhow::Result<Observ
     let policies = policies(&directory)?;
     let deed = child::attack(&directory, &config.enrich.proc, only);
     let Observed { sight, events, metrics, done } = observe(&config, policies, deed).await?;
-    let answers = done?.iter().map(|line| answer(line, &directory, sight.mode, &events)).collect::<anyhow::Result<_>>()?;
+    let answers =
+        done?.iter().map(|line| answer(line, &directory, sight.mode, &events)).collect::<anyhow::Result<_>>()?;
     Ok(Observed { sight, events, metrics, done: answers })
 }
 
@@ -194,12 +194,7 @@ fn policies(base: &Path) -> anyhow::Result<PolicySet> {
 }
 
 /// What was seen of the case that a line of the child's is about.
-fn answer(
-    line: &str,
-    base: &Path,
-    mode: CaptureMode,
-    events: &[Enriched],
-) -> anyhow::Result<Answer> {
+fn answer(line: &str, base: &Path, mode: CaptureMode, events: &[Enriched]) -> anyhow::Result<Answer> {
     let mut words = line.split('\t');
     let (name, pid, failed) = (words.next(), words.next(), words.next().unwrap_or_default());
     let case = CASES.iter().find(|case| Some(case.name) == name);

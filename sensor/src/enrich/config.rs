@@ -11,7 +11,7 @@ pub(super) const HOUSEKEEPING: Duration = Duration::from_millis(100);
 pub(super) const SWEEP: Duration = Duration::from_secs(30);
 
 /// How to find out who opened a file.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Whether to ask the API server for pods: `auto` does if the sensor is a pod itself or `kubeconfig` is set.
@@ -19,6 +19,7 @@ pub struct Config {
     /// How to reach the API server; by default as a pod does, by its service account.
     pub kubeconfig: Option<PathBuf>,
     /// How long an event of a pod that is not known yet waits for the API server to tell, at most 10s.
+    #[schemars(with = "String")]
     pub hold: SignedDuration,
     /// Where the node's cgroup file systems are mounted.
     pub cgroups: PathBuf,
@@ -67,7 +68,7 @@ impl Config {
 }
 
 /// Whether to ask the API server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Kubernetes {
     /// If there is a cluster to ask.

@@ -107,7 +107,8 @@ pub(super) fn set_log(what: &str) -> Response<Full<Bytes>> {
 /// When there is none, or it says something else.
 pub async fn ask(socket: &Path) -> anyhow::Result<Status> {
     let text = asked(socket, Method::GET, "/status").await?;
-    serde_json::from_slice(&text).with_context(|| format!("what listens at {} is of another version", socket.display()))
+    serde_json::from_slice(&text)
+        .with_context(|| format!("what listens at {} is of another version", socket.display()))
 }
 
 /// Asks it for another level of its log, for a time unless that is zero; returns what it was.

@@ -51,7 +51,7 @@ const LIFETIME: Duration = Duration::from_secs(5);
 const WAIT: Duration = Duration::from_secs(10);
 
 /// Where to answer, and whom.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Address and port, such as `0.0.0.0:9753`; by default nobody is answered.
@@ -142,7 +142,9 @@ async fn connection(stream: impl AsyncRead + AsyncWrite + Unpin, peer: Peer, ser
 }
 
 async fn answer(request: &Request<Incoming>, peer: Peer, served: &Served) -> Response<Full<Bytes>> {
-    if let (Peer::Local, &Method::PUT, Some(what)) = (peer, request.method(), request.uri().path().strip_prefix("/log/")) {
+    if let (Peer::Local, &Method::PUT, Some(what)) =
+        (peer, request.method(), request.uri().path().strip_prefix("/log/"))
+    {
         return local::set_log(what);
     }
     if request.method() != Method::GET {
@@ -169,7 +171,10 @@ async fn answer(request: &Request<Incoming>, peer: Peer, served: &Served) -> Res
             }
             _ => plain(StatusCode::FORBIDDEN, "only by the socket: pathwatch status"),
         },
-        _ => plain(StatusCode::NOT_FOUND, "there are /healthz, /readyz, /metrics, /policies and, by the socket, /status"),
+        _ => plain(
+            StatusCode::NOT_FOUND,
+            "there are /healthz, /readyz, /metrics, /policies and, by the socket, /status",
+        ),
     }
 }
 

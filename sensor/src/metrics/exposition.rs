@@ -199,7 +199,8 @@ impl Collector for Metrics {
         for (name, help, value) in PROGRAMS {
             describe(name, help, MetricType::Counter, &|mut lines| {
                 self.programs.each().try_for_each(|program| {
-                    ConstCounter::new(value(program)).encode(lines.encode_family(&[("program", program.name.as_str())])?)
+                    ConstCounter::new(value(program))
+                        .encode(lines.encode_family(&[("program", program.name.as_str())])?)
                 })
             })?;
         }

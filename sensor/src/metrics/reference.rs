@@ -38,7 +38,9 @@ pub fn reference() -> String {
             (Some("#"), Some("HELP"), Some(name), help) => {
                 all.push((name, Described { help: help.unwrap_or_default(), ..Described::default() }));
             }
-            (Some("#"), Some("TYPE"), _, kind) => all.last_mut().into_iter().for_each(|(_, metric)| metric.kind = kind.unwrap_or_default()),
+            (Some("#"), Some("TYPE"), _, kind) => {
+                all.last_mut().into_iter().for_each(|(_, metric)| metric.kind = kind.unwrap_or_default())
+            }
             _ => {
                 let Some((_, metric)) = all.last_mut() else { continue };
                 let Some((name, value)) = label(line) else { continue };
@@ -58,7 +60,8 @@ pub fn reference() -> String {
         });
         let labels: Vec<String> = labels.collect();
         // Writing to a String does not fail.
-        writeln!(page, "| `{name}{total}` | {kind} | {} | {} |", labels.join("; "), help.trim_end_matches('.')).ok();
+        writeln!(page, "| `{name}{total}` | {kind} | {} | {} |", labels.join("; "), help.trim_end_matches('.'))
+            .ok();
     }
     page
 }
@@ -78,6 +81,10 @@ mod tests {
     #[test]
     fn the_page_in_docs_is_fresh() {
         let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/metrics.md");
-        assert_eq!(std::fs::read_to_string(file).unwrap_or_default(), reference(), "write `pathwatch metrics-reference` to docs/metrics.md");
+        assert_eq!(
+            std::fs::read_to_string(file).unwrap_or_default(),
+            reference(),
+            "write `pathwatch metrics-reference` to docs/metrics.md"
+        );
     }
 }

@@ -81,12 +81,13 @@ impl Stdout {
 }
 
 /// Settings of `sink: file`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct FileConfig {
     /// The file that is written to; `.1` is the one before it, and so on.
     pub path: PathBuf,
     /// Size at which a new file is begun.
+    #[schemars(with = "String")]
     pub max_bytes: ByteSize,
     /// Old files that are kept.
     pub keep: u32,

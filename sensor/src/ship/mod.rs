@@ -53,7 +53,7 @@ use crate::{metrics::Metrics, notice::Notices, policy::Alert};
 const DEAD: usize = 64;
 
 /// Where alerts go, and what keeps them until they are there.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// `stdout`, `file` or `kafka`.
@@ -65,6 +65,7 @@ pub struct Config {
     /// Whether secrets are taken out of arguments: `on` or `off`.
     pub redact: Redaction,
     /// How often the sensor says how far it is.
+    #[schemars(with = "String")]
     pub heartbeat: SignedDuration,
     /// The spool.
     pub spool: SpoolConfig,
@@ -77,7 +78,7 @@ pub struct Config {
 }
 
 /// Kinds of sink.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum SinkKind {
     /// Readable lines on a terminal, JSON lines otherwise; without a spool.
@@ -89,11 +90,12 @@ pub enum SinkKind {
 }
 
 /// How much may wait for the sink.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SpoolConfig {
     /// Most bytes of records that wait; beyond that, alerts of the lowest severity are given up first, and counted. The
     /// file can need twice that.
+    #[schemars(with = "String")]
     pub max_bytes: ByteSize,
 }
 

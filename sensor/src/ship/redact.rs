@@ -27,7 +27,7 @@ const PROGRAMS: [(&str, &str); 14] = [
 ];
 
 /// Whether, and how, secrets are taken out.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Redaction {
     /// Values of settings that are called password, token and the like, bearer tokens, keys of clouds, user information in

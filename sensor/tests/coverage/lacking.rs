@@ -91,7 +91,12 @@ fn hold(name: &str, output: &Output, says: &[&str], code: i32) {
         println!("DOCTOR\t{}\t{name}\t{line}", kernel.trim());
     }
     // However wide the columns are.
-    let plain: Vec<String> = page.lines().map(|line| line.split("  ").filter(|word| !word.trim().is_empty()).map(str::trim).collect::<Vec<_>>().join("  ")).collect();
+    let plain: Vec<String> = page
+        .lines()
+        .map(|line| {
+            line.split("  ").filter(|word| !word.trim().is_empty()).map(str::trim).collect::<Vec<_>>().join("  ")
+        })
+        .collect();
     for text in says {
         assert!(plain.iter().any(|line| line.contains(text)), "{name}: '{text}' is not in\n{}", plain.join("\n"));
     }

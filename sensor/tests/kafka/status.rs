@@ -36,7 +36,9 @@ fn until(place: &Place, what: &str, is: impl Fn(&Value) -> bool) -> Value {
 /// The page for people, whose columns are apart by two blanks at least.
 fn page(place: &Place) -> String {
     let output = place.command().args(["status", "--all"]).output().unwrap();
-    let words = |line: &str| line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("  ");
+    let words = |line: &str| {
+        line.split("  ").map(str::trim).filter(|word| !word.is_empty()).collect::<Vec<_>>().join("  ")
+    };
     String::from_utf8(output.stdout).unwrap().lines().map(|line| words(line) + "\n").collect()
 }
 
@@ -47,9 +49,19 @@ fn write_policy(place: &Place, name: &str, rest: &str) {
 }
 
 fn expiry(certificate: &Path) -> jiff::Timestamp {
-    let output = Command::new("openssl").args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"]).arg(certificate).output().unwrap();
+    let output = Command::new("openssl")
+        .args(["x509", "-noout", "-enddate", "-dateopt", "iso_8601", "-in"])
+        .arg(certificate)
+        .output()
+        .unwrap();
     let told = String::from_utf8(output.stdout).unwrap();
-    told.trim().strip_prefix("notAfter=").unwrap().replace(' ', "T").replace("TZ", "Z").parse().unwrap_or_else(|why| panic!("{told}: {why}"))
+    told.trim()
+        .strip_prefix("notAfter=")
+        .unwrap()
+        .replace(' ', "T")
+        .replace("TZ", "Z")
+        .parse()
+        .unwrap_or_else(|why| panic!("{told}: {why}"))
 }
 
 fn policy<'a>(status: &'a Value, name: &str) -> &'a Value {
@@ -77,7 +89,8 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     assert!(output.status.code() == Some(1) && told.contains("no sensor runs here: there is no"), "{told}");
 
     let sensor = Sensor::start(place.command().args(["run", "--policies", "policies"]));
-    let status = until(&place, "tested", |status| !status["self_test"].is_null() && policy(status, "good") != &Value::Null);
+    let status =
+        until(&place, "tested", |status| !status["self_test"].is_null() && policy(status, "good") != &Value::Null);
     let cases = status["self_test"]["cases"].as_array().unwrap();
     assert!(cases.len() > 70 && cases.iter().all(|case| case["answer"] != "wrong"), "{cases:#?}");
     assert_eq!(status["sink"]["degraded"], false);
@@ -100,7 +113,10 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     (0..1000).for_each(|_| drop(File::open(&watched).unwrap()));
     let limited = |status: &Value| {
         let troubles = status["troubles"].as_array().unwrap();
-        troubles.iter().find(|trouble| trouble["reason"] == "limited").map_or(0, |trouble| trouble["count"].as_u64().unwrap())
+        troubles
+            .iter()
+            .find(|trouble| trouble["reason"] == "limited")
+            .map_or(0, |trouble| trouble["count"].as_u64().unwrap())
     };
     let seen = |status: &Value| policy(status, "good")["hits"].as_u64().unwrap();
     let status = until(&place, "whole", |status| limited(status) + seen(status) == 1001);

@@ -25,7 +25,7 @@ use crate::{notice::Notice, policy::Alert};
 pub(super) const RECORD_LIMIT: usize = 256 << 10;
 
 /// Schemas of documents.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Format {
     /// Elastic Common Schema 9.4.

@@ -58,7 +58,7 @@ const DEFAULTS: &[(&str, &str)] = &[
 ];
 
 /// Settings of `sink: kafka`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// Addresses to start from, each `host:port`.
@@ -77,6 +77,7 @@ pub struct Config {
     pub sasl: Option<Sasl>,
     /// How long a broker may take what it is sent without an answer before that is said; after five times as long the
     /// connection is made anew.
+    #[schemars(with = "String")]
     pub stall: SignedDuration,
     /// Other settings of librdkafka by their own names.
     pub properties: BTreeMap<String, String>,
@@ -99,7 +100,7 @@ impl Default for Config {
 }
 
 /// What a record's key is made of.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Key {
     /// The node's name.

@@ -13,7 +13,7 @@ use sha2::{Digest as _, Sha256};
 use super::{Config, oauth::TokenSource};
 
 /// Encryption of the connection.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Tls {
     /// Authorities that may have signed the broker's certificate, as PEM; by default the machine's own.
@@ -27,7 +27,7 @@ pub struct Tls {
 }
 
 /// How the sensor proves who it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Mechanism {
     /// Name and password.
     #[serde(rename = "PLAIN")]
@@ -55,7 +55,7 @@ impl Mechanism {
 }
 
 /// Who the sensor is to the broker. Secrets are in files, which may be replaced while it runs.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Sasl {
     /// `PLAIN`, `SCRAM-SHA-256`, `SCRAM-SHA-512` or `OAUTHBEARER`.

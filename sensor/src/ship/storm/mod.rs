@@ -42,10 +42,11 @@ const CLOSED_BYTES: usize = 8 << 20;
 const MINUTE: Duration = Duration::from_secs(60);
 
 /// How storms are kept from the topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
     /// How long repeats of an alert are counted before their number is sent, unless the policy says; `0s` sends every one.
+    #[schemars(with = "String")]
     pub window: jiff::SignedDuration,
     /// Alerts of one policy, unless it says itself.
     pub policy: Rate,
