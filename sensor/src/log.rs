@@ -64,7 +64,9 @@ static LOG: OnceLock<Log> = OnceLock::new();
 
 /// What a level lets through, if it is one.
 fn filter(level: &str) -> Result<EnvFilter, String> {
-    let known = |part: &str| part.rsplit('=').next().is_some_and(|level| level.parse::<LevelFilter>().is_ok());
+    // Of an empty one tracing makes `error`.
+    let is_level = |word: &str| !word.is_empty() && word.parse::<LevelFilter>().is_ok();
+    let known = |part: &str| part.rsplit('=').next().is_some_and(is_level);
     // What kube's watcher warns of, a notice tells with the remedy.
     let whole = format!("kube_runtime::watcher=error,{level}");
     let found = EnvFilter::try_new(whole).ok().filter(|_| level.split(',').all(known));

@@ -103,8 +103,11 @@ fn check(check: &Check) -> Vec<Vec<Word>> {
 fn capture(report: &Report) -> Vec<Vec<Word>> {
     let line = |color, name: &str, text: &str| vec![word(PLAIN, name), word(color, text)];
     let Some(sight) = &report.sight else {
-        let why = report.failure.as_deref().unwrap_or("the reason is not known");
-        return why.lines().map(|why| line(BAD, "nothing is seen", why)).collect();
+        let why =
+            report.failure.as_deref().and_then(|why| why.lines().next()).unwrap_or("the reason is not known");
+        // What the verifier has looked at before it refused is for those who read the JSON.
+        let why = why.split(". Verifier output").next().unwrap_or(why);
+        return vec![line(BAD, "nothing is seen", why)];
     };
     let mut rows = vec![line(GOOD, "mode", &sight.mode.to_string())];
     rows.extend(

@@ -94,6 +94,6 @@ mod tests {
                 vec![word(BAD, "longer"), word(PLAIN, "\u{1b}[2J"), word(PLAIN, "")],
             ],
         );
-        assert_eq!(page.text(), "HEAD\n  a       one       last\n  longer  \\u001b[2J\n");
+        assert_eq!(page.text(), "HEAD\n  a       one      last\n  longer  \\x1b[2J\n");
     }
 }

@@ -1,5 +1,5 @@
 //! Processes of the self-test: the one that goes every way to a file, and the one in which a sensor that starts has all of it done.
-use std::{io::Write as _, path::Path, process::Stdio, sync::Arc};
+use std::{io::Write as _, path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context as _, bail};
 use attack::CASES;
@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::{io::AsyncReadExt as _, process::Command, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::{Cell, PATIENCE, Report};
+use super::{Cell, LONG_PATIENCE, PATIENCE, Report};
 use crate::{
     config::Config,
     metrics::{Gauge, Metrics},
@@ -36,7 +36,9 @@ pub fn act(base: &Path, proc: &Path, only: &[String]) -> std::io::Result<()> {
 /// Has a child do it, and returns its lines.
 pub(super) async fn attack(base: &Path, proc: &Path, only: &[String]) -> anyhow::Result<Vec<String>> {
     let mut command = itself();
-    let said = said(command.arg(ATTACK).arg(base).arg(proc).args(only)).await.context("the self-test failed")?;
+    let said = said(command.arg(ATTACK).arg(base).arg(proc).args(only), PATIENCE)
+        .await
+        .context("the self-test failed")?;
     Ok(said.lines().map(str::to_owned).collect())
 }
 
@@ -48,7 +50,7 @@ fn itself() -> Command {
 }
 
 /// Runs a command to its end, and returns what it has said.
-async fn said(command: &mut Command) -> anyhow::Result<String> {
+async fn said(command: &mut Command, patience: Duration) -> anyhow::Result<String> {
     // A group of its own, which ends as a whole.
     command.process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
@@ -60,9 +62,9 @@ async fn said(command: &mut Command) -> anyhow::Result<String> {
         out.take(SAID).read_to_string(&mut said).await?;
         child.wait().await
     };
-    let Ok(ended) = timeout(PATIENCE, reading).await else {
+    let Ok(ended) = timeout(patience, reading).await else {
         group.map(|group| kill_process_group(group, Signal::KILL));
-        bail!("it was not done after {PATIENCE:?}");
+        bail!("it was not done after {patience:?}");
     };
     let status = ended?;
     // A doctor that finds something says so by its status, too.
@@ -132,7 +134,7 @@ async fn examined(config: &Config) -> anyhow::Result<Report> {
     command.env("PATHWATCH__ENRICH__PROC", &config.enrich.proc);
     command.env("PATHWATCH__ENRICH__CGROUPS", &config.enrich.cgroups);
     command.env("PATHWATCH__SHIP__STATE_DIR", &config.ship.state_dir);
-    let said = said(&mut command).await.context("the self-test failed")?;
+    let said = said(&mut command, LONG_PATIENCE).await.context("the self-test failed")?;
     serde_json::from_str(&said).context("the self-test has said something else")
 }
 

@@ -122,10 +122,15 @@ pub async fn ask_to_log(socket: &Path, level: &str, seconds: u32) -> anyhow::Res
 
 async fn asked(socket: &Path, method: Method, path: &str) -> anyhow::Result<Bytes> {
     let place = socket.display();
-    let stream = UnixStream::connect(socket).await.with_context(|| match socket.try_exists() {
-        Ok(false) => format!("no sensor runs here: there is no {place}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"),
-        Ok(true) | Err(_) => format!("the sensor at {place} cannot be asked; are you its user?"),
-    })?;
+    let stream = match UnixStream::connect(socket).await {
+        Ok(stream) => stream,
+        Err(why) if why.kind() == io::ErrorKind::PermissionDenied => {
+            bail!("the sensor at {place} cannot be asked: {why}; only its own user may")
+        }
+        Err(why) => bail!(
+            "no sensor runs here: {place}: {why}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"
+        ),
+    };
     let request = Request::builder().method(method).uri(path).header("host", "sensor").body(Empty::<Bytes>::new());
     let answered = timeout(LIFETIME, answer(stream, request?)).await;
     answered.map_err(io::Error::from).with_context(|| format!("the sensor at {place} does not answer"))?
