@@ -42,13 +42,14 @@ def capabilities(where):
 
 
 def host(where):
-    """no namespace of the node's, no runtime's socket, and nothing of the node is mounted to be written but the spool"""
+    """no namespace of the node's, no runtime's socket, and nothing is mounted to be written but the spool and a place in memory"""
     pod = of_kind(render(where), "DaemonSet")
     for word in ("hostPID", "hostNetwork", "hostIPC", "containerd.sock", "docker.sock", "subPath"):
         assert word not in pod, word
     mounts = dict(re.findall(r"\{name: (\w+), mountPath: \S+?(, readOnly: true)?\}", pod))
     writable = {name for name, flag in mounts.items() if not flag}
-    assert writable == {"spool"}, writable
+    assert writable == {"spool", "run"}, writable
+    assert "name: run, emptyDir: {medium: Memory, sizeLimit: 1Mi}" in pod
     assert re.search(r"name: spool, hostPath: \{path: /var/lib/pathwatch, type: DirectoryOrCreate\}", pod)
 
 
