@@ -10,10 +10,11 @@ WORKDIR /src
 COPY . .
 RUN make release && \
     mkdir -p /out && cp target/*-unknown-linux-gnu/release/pathwatch /out/ && strip /out/pathwatch && \
-    cp /etc/ssl/certs/ca-certificates.crt /out/ && e2e/sbom.py Cargo.toml Cargo.lock >/out/sbom.cdx.json
+    cp /etc/ssl/certs/ca-certificates.crt /out/ && e2e/sbom.py Cargo.toml Cargo.lock >/out/sbom.cdx.json && \
+    e2e/notices.py >/out/THIRD-PARTY.txt
 
 FROM scratch AS prebuilt
-COPY target/image/pathwatch target/image/ca-certificates.crt target/image/sbom.cdx.json /out/
+COPY target/image/pathwatch target/image/ca-certificates.crt target/image/sbom.cdx.json target/image/THIRD-PARTY.txt /out/
 
 FROM ${FILES} AS files
 
@@ -27,7 +28,7 @@ LABEL org.opencontainers.image.title="pathwatch" \
       org.opencontainers.image.revision="${REVISION}"
 COPY --from=files /out/pathwatch /pathwatch
 COPY --from=files /out/ca-certificates.crt /etc/ssl/certs/ca-certificates.crt
-COPY --from=files /out/sbom.cdx.json /sbom.cdx.json
+COPY --from=files /out/sbom.cdx.json /out/THIRD-PARTY.txt /
 COPY policies /policies
 # Root, with the capabilities that the chart leaves it; the controller runs as another user.
 USER 0:0

@@ -13,6 +13,7 @@ HEAD = """<!-- Made by e2e/chart-readme.py of values.yaml; change that. -->
 Watches file opens on every node by policy, and ships alerts to Kafka. Needs Kubernetes 1.28 or newer with Linux nodes of
 kernel 5.10 or newer (with `/sys/kernel/btf/vmlinux`), and Helm 3 or 4.
 
+<!-- not run: it takes a cluster; e2e/cluster/journey.py, case install -->
 ```sh
 kubectl create namespace pathwatch
 kubectl label namespace pathwatch pod-security.kubernetes.io/enforce=privileged   # the sensor mounts the node's /proc
@@ -21,6 +22,7 @@ helm install pathwatch charts/pathwatch -n pathwatch \\
 ```
 The topic must exist. `helm uninstall` leaves the custom resource definitions, with the policies in them, and the spool
 (`/var/lib/pathwatch` on each node); to remove those, too:
+<!-- not run: the same, case without_crds -->
 ```sh
 kubectl delete crd pathpolicies.pathwatch.dev clusterpathpolicies.pathwatch.dev
 ```
@@ -39,6 +41,7 @@ Events in any namespace, under any name.
 
 Whoever may edit a namespace may write as many objects as the API server takes. Sensors look at 64 PathPolicies of a
 namespace, the oldest first, and the others' status says so; spare the API server the rest:
+<!-- not run: the same, case quota -->
 ```sh
 kubectl -n payments create quota pathpolicies --hard=count/pathpolicies.pathwatch.dev=64
 ```

@@ -47,6 +47,7 @@ sensor() {
   cp -r "$root/policies" "$context/policies"
   version=$(awk -F'"' '/^version/ { print $2; exit }' "$root/Cargo.toml")
   "$here/sbom.py" "$root/Cargo.toml" "$root/Cargo.lock" >"$context/target/image/sbom.cdx.json"
+  "$here/notices.py" >"$context/target/image/THIRD-PARTY.txt"
   image "ghcr.io/pathwatch/pathwatch:$version" "$context" "$root/Dockerfile" "$root/target/image/pathwatch.tar" \
     --build-arg FILES=prebuilt --build-arg "VERSION=$version" \
     --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)"

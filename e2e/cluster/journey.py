@@ -341,7 +341,7 @@ ALL = [install, capabilities, status, first_alert, token, changes, recreated, co
        refused_rights, upgrade, whole, uninstall, without_crds, pod_security]
 # What differs there is the kernel: how it sees, and what it lets a container do.
 # What is the host's own place needs a host: the native node is a mount namespace on this machine, whose paths are others.
-IN_GUEST = [install, capabilities, status, first_alert, token, volumes, attacked, upgrade, whole]
+IN_GUEST = [install, capabilities, first_alert, token, volumes, attacked, status, upgrade, whole]
 
 if __name__ == "__main__":
     os.chdir(ROOT)

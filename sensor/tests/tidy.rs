@@ -243,6 +243,39 @@ fn ci_has_only_the_makefiles_doors(tree: &Tree) -> Vec<String> {
         .collect()
 }
 
+/// The version of `Cargo.toml` is the only one.
+fn there_is_one_version(tree: &Tree) -> Vec<String> {
+    let version =
+        tree["Cargo.toml"].lines().find_map(|line| line.strip_prefix("version = \"")?.strip_suffix('"')).unwrap();
+    let more_than_one = |text: &str| text.lines().filter(|line| line.starts_with("version: ")).count() > 1;
+    let places = [
+        ("charts/pathwatch/Chart.yaml", format!("\nversion: {version}\nappVersion: {version}\n")),
+        ("Dockerfile", format!("\nARG VERSION={version}\n")),
+        ("CHANGELOG.md", format!("\n## {version}")),
+    ];
+    let wrong =
+        places.iter().filter(|(file, text)| !tree[*file].contains(text.as_str()) || more_than_one(&tree[*file]));
+    wrong.map(|(file, _)| format!("{file} is not of version {version}")).collect()
+}
+
+/// Each file that the guide to a new kind of event leads to has its example in it.
+fn the_guide_is_true(tree: &Tree) -> Vec<String> {
+    let guide = tree["CONTRIBUTING.md"].rsplit("## How to add an event kind").next().unwrap();
+    let guide = guide.split("\n## ").next().unwrap();
+    let steps = guide.lines().filter(|line| line.starts_with(|c: char| c.is_ascii_digit()));
+    let files: Vec<&str> = steps.map(|step| step.split('`').nth(1).unwrap()).collect();
+    let is_step = |file: &&str| tree.get(*file).is_some_and(|text| text.to_lowercase().contains("truncat"));
+    let mut faults: Vec<String> = files
+        .iter()
+        .filter(|file| !is_step(file))
+        .map(|file| format!("CONTRIBUTING.md: {file} knows no truncation"))
+        .collect();
+    if files.len() < 9 {
+        faults.push(format!("CONTRIBUTING.md's guide has {} steps", files.len()));
+    }
+    faults
+}
+
 type Check = fn(&Tree) -> Vec<String>;
 
 /// Each check, and a file whose new text it must object to.
@@ -270,6 +303,8 @@ const CHECKS: &[(Check, &str, &str)] = &[
     (every_hook_says_what_it_relies_on, "sensor-ebpf/src/hooks/sys_exit.rs", "\n#[fexit(function = \"x\")]"),
     (every_policy_explains_itself, "policies/persistence/bad.yaml", "spec: {}"),
     (ci_has_only_the_makefiles_doors, ".ci/run", "cargo test"),
+    (there_is_one_version, "charts/pathwatch/Chart.yaml", "version: 999"),
+    (the_guide_is_true, "CONTRIBUTING.md", "\n## How to add an event kind\n1. `no/such/file.rs`"),
 ];
 
 #[test]

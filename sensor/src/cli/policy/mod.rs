@@ -1,6 +1,7 @@
 //! `pathwatch policy`
 mod check;
 mod explain;
+mod reference;
 mod suggest;
 
 use std::io::{self, IsTerminal as _, Write as _};
@@ -20,6 +21,8 @@ pub(super) enum Command {
     Suggest(suggest::Arguments),
     /// Print the JSON Schema of policy files, for editors
     Schema,
+    /// Print every field of the language and what it means
+    Reference,
 }
 
 /// Forms of a command's output.
@@ -37,6 +40,7 @@ pub(super) fn run(command: &Command) -> anyhow::Result<()> {
         Command::Explain(arguments) => explain::run(arguments),
         Command::Suggest(arguments) => suggest::run(arguments),
         Command::Schema => json(&crate::policy::schema()),
+        Command::Reference => print(&reference::page()),
     }
 }
 
