@@ -18,7 +18,7 @@ SOUND_OPENS ?= 20000
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test e2e image rules scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
+.PHONY: help run test docs e2e image rules drill scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
 .SILENT:
 
 help: ## this list
@@ -35,7 +35,7 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node
 
-test: test-unit test-native test-guests coverage ## the tests: units, this kernel, a real broker and API server, guest kernels
+test: test-unit test-native docs test-guests coverage ## the tests: units, this kernel, a real broker and API server, the documents' commands, guest kernels
 
 test-unit:
 	e2e/setup.sh build
@@ -50,6 +50,10 @@ test-mutants:
 test-native: release
 	e2e/setup.sh build kafka cluster containers
 	SOAK_SECONDS=$${SOAK_SECONDS:-120} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
+
+docs: release ## every fenced command of the documents is run, or says why not
+	e2e/setup.sh build docs
+	$(SUDO) e2e/docs.py $(RELEASE)
 
 test-guests:
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build guests
@@ -82,6 +86,10 @@ image: release ## the sensor's image, without a Docker engine: target/image/path
 rules: ## the chart's alert rules by promtool
 	e2e/setup.sh prometheus
 	e2e/rules.sh
+
+drill: release ## every alert rule made to fire by a real fault, at a real Prometheus; pictures for the documents
+	e2e/setup.sh build kafka prometheus
+	$(SUDO) e2e/drill.py $(RELEASE)
 
 scale: release ## watches of a thousand nodes and five thousand sensors, at a real API server
 	e2e/setup.sh cluster kafka node
@@ -122,5 +130,5 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 	cargo deny --locked check licenses bans sources
 	e2e/schemas.py --check
 
-full: lint test test-mutants e2e rules siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
+full: lint test test-mutants e2e rules drill siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
 	$(MAKE) test-guests KERNELS="6.1 7" SOUND_OPENS=1000000

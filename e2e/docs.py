@@ -18,6 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<kind>sh|console)\n(?P<text>.*?)^```$", re.M | re.S)
 NOTE = re.compile(r"(?P<word>not run|run for|beside a sensor|needs)(?:: (?P<rest>.*))?$")
 PATIENCE = 120
+# Of what a command has said, the end.
+SHOWN = 2000
 
 
 class Fault(Exception):
@@ -70,7 +72,7 @@ class Place:
             output, _ = process.communicate(timeout=seconds or PATIENCE)
             ended = process.returncode
             if seconds:
-                raise Fault(f"it was to go on, and ended with {ended}:\n{output}")
+                raise Fault(f"it was to go on, and ended with {ended}:\n{output[-SHOWN:]}")
         except subprocess.TimeoutExpired:
             if not seconds:
                 os.killpg(process.pid, 9)
@@ -79,7 +81,7 @@ class Place:
             output, _ = process.communicate(timeout=PATIENCE)
             ended = 0 if process.returncode in (0, 130, -2) else process.returncode
         if ended != 0:
-            raise Fault(f"it ended with {ended}:\n{output}")
+            raise Fault(f"it ended with {ended}:\n{output[-SHOWN:]}")
         return output
 
     def need(self, names):

@@ -4,6 +4,7 @@
 #   lint    cargo-deny, and what fetches the packages of ECS and OCSF
 #   fuzz    the C++ compiler that builds libFuzzer
 #   e2e     what the README's journey is checked with
+#   docs    what the documents' commands need
 #   peers   other sensors, which are measured as well: unpacked, not installed
 #   precision  what makes a Debian of a guest's own
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
@@ -12,7 +13,7 @@
 #   containers  containerd, ctr and runc
 #   image   buildah, and what images are made of
 #   node    what a Kubernetes node has besides: CNI plugins, images
-#   prometheus  promtool, built with Go
+#   prometheus  Prometheus and promtool, built with Go
 #   opensearch  a JDK, Maven, OpenSearch's jars
 #   siem    rsyslog and its modules, unpacked and never installed: no daemon of this machine changes
 # Speaks on standard error only. Everything that is not a Debian package lands in $PATHWATCH_CACHE.
@@ -96,6 +97,8 @@ step_lint() {
 }
 
 step_e2e() { packages python3=python3-minimal script=bsdutils; }
+
+step_docs() { packages python3=python3-minimal jq=jq; }
 
 # Unpacked, not installed: on an ordinary machine its place is taken by the dynamic one.
 busybox() {
@@ -189,13 +192,15 @@ step_node() {
 step_containers() { packages containerd=containerd ctr=containerd runc=runc; }
 
 step_prometheus() {
-  local version; version=$(awk '$1 == "github.com/prometheus/prometheus" { print $2 }' "$here/prometheus/go.mod")
-  [ ! -e "$cache/bin/.promtool-$version" ] || return 0
-  packages go=golang
-  say "building promtool $version (about 3 minutes)"
-  (cd "$here/prometheus" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/bin/promtool" github.com/prometheus/prometheus/cmd/promtool) ||
-    fail "promtool did not build" "cd $here/prometheus && CGO_ENABLED=0 go build -o /dev/null github.com/prometheus/prometheus/cmd/promtool"
-  touch "$cache/bin/.promtool-$version"
+  local version name; version=$(awk '$1 == "github.com/prometheus/prometheus" { print $2 }' "$here/prometheus/go.mod")
+  [ ! -e "$cache/bin/.prometheus-$version" ] || return 0
+  packages go=golang script=bsdutils openssl=openssl
+  say "building prometheus and promtool $version (about 5 minutes)"
+  for name in promtool prometheus; do
+    (cd "$here/prometheus" && CGO_ENABLED=0 go build -trimpath -buildvcs=false -o "$cache/bin/$name" "github.com/prometheus/prometheus/cmd/$name") ||
+      fail "$name did not build" "cd $here/prometheus && CGO_ENABLED=0 go build -o /dev/null github.com/prometheus/prometheus/cmd/$name"
+  done
+  touch "$cache/bin/.prometheus-$version"
 }
 
 step_opensearch() { jars opensearch $opensearch opensearch.runner '53 MB'; }

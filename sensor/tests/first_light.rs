@@ -10,6 +10,8 @@ mod schema;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, File},
+    io::{Read as _, Write as _},
+    net::{TcpListener, TcpStream},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -167,6 +169,58 @@ fn a_kernel_without_type_information_is_1_with_what_it_needs() {
     assert_eq!(out.status.code(), Some(1), "{said}");
     let want = "pathwatch: this kernel has no type information at /sys/kernel/btf/vmlinux: Pathwatch needs a kernel of 5.10 or later built with CONFIG_DEBUG_INFO_BTF=y, as all current distributions' are";
     assert_eq!(said.lines().last(), Some(want));
+}
+
+/// What a sensor serves at `path`.
+fn served(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: sensor\r\nconnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+/// A setting of this machine's kernel, as it was before when it is dropped.
+struct Setting(&'static str, String);
+
+impl Setting {
+    fn set(file: &'static str, value: &str) -> Self {
+        let before = fs::read_to_string(file).unwrap();
+        fs::write(file, value).unwrap();
+        Self(file, before)
+    }
+}
+
+impl Drop for Setting {
+    fn drop(&mut self) {
+        fs::write(self.0, &self.1).unwrap();
+    }
+}
+
+#[test]
+fn what_programs_cost_is_measured_where_the_kernel_does() {
+    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+    let mut command = pathwatch();
+    command.arg("run").current_dir(root()).env("PATHWATCH__HTTP__LISTEN", format!("127.0.0.1:{port}"));
+    let mut sensor = Sensor::start(&mut command);
+    sensor.wait_for_log("metrics and health are served");
+    let seconds = || -> f64 {
+        let page = served(port, "/metrics").unwrap();
+        let lines = page.lines().filter(|line| line.starts_with("pathwatch_capture_program_seconds_total{"));
+        let values: Vec<f64> = lines.map(|line| line.rsplit_once(' ').unwrap().1.parse().unwrap()).collect();
+        assert!(values.len() > 3, "{page}");
+        values.iter().sum()
+    };
+    let measured = Setting::set("/proc/sys/kernel/bpf_stats_enabled", "1");
+    let began = Instant::now();
+    while seconds() == 0.0 {
+        assert!(began.elapsed() < PATIENCE, "no program has cost anything");
+        drop(File::open("/etc/hostname"));
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    println!("programs have run for {} s", seconds());
+    drop(measured);
+    sensor.stop();
 }
 
 #[test]

@@ -8,6 +8,7 @@ mod elsewhere;
 mod judge;
 
 use std::{
+    os::unix::fs::MetadataExt as _,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -38,6 +39,10 @@ const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Marks of every event of the tracepoint mode: they say nothing of one.
 const EVERYWHERE: [&str; 2] = ["fd_race_possible", "requested_untrusted"];
+
+/// How its directories are called, and from which age on one is nobody's any more.
+const PREFIX: &str = "pathwatch-doctor-";
+const LEFT: Duration = Duration::from_secs(3600);
 
 /// What was found.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -167,12 +172,26 @@ pub async fn attacked(config: &Config, only: &[String]) -> anyhow::Result<Observ
 fn place(config: &Config) -> anyhow::Result<TempDir> {
     let own = config.ship.state_dir.clone();
     let places: Vec<PathBuf> = [own].into_iter().chain(capture::PLACES.map(PathBuf::from)).collect();
-    let make = |place: &PathBuf| tempfile::Builder::new().prefix("pathwatch-doctor-").tempdir_in(place).ok();
+    places.iter().for_each(|place| clear(place));
+    let make = |place: &PathBuf| tempfile::Builder::new().prefix(PREFIX).tempdir_in(place).ok();
     let found = places.iter().find_map(make);
     found.with_context(|| {
         let names: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();
         format!("the self-test has no place to write to: make one of {} writable", names.join(", "))
     })
+}
+
+/// Removes what a test has left behind that was killed.
+fn clear(place: &Path) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let is_one = entry.file_name().to_string_lossy().starts_with(PREFIX);
+        let Ok(found) = entry.metadata() else { continue };
+        let is_own = found.uid() == rustix::process::geteuid().as_raw();
+        let age = found.modified().ok().and_then(|time| time.elapsed().ok());
+        if is_one && is_own && age.is_some_and(|age| age > LEFT) {
+            std::fs::remove_dir_all(entry.path()).ok();
+        }
+    }
 }
 
 /// A policy that names the watched file of each case.

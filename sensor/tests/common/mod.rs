@@ -5,12 +5,13 @@ use std::{
     process::Command,
 };
 
-/// The command under test, with nothing of this environment's configuration.
+/// The command under test, with nothing of this environment's configuration. Tests that count opens want none of the self-test's.
 pub(crate) fn pathwatch() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_pathwatch"));
     for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("PATHWATCH__")) {
         command.env_remove(name);
     }
+    command.env("PATHWATCH__CAPTURE__SELF_TEST", "false");
     command
 }
 

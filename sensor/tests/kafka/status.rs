@@ -82,6 +82,7 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     let place = Place::new(&broker.tls_address()).set("SHIP__KAFKA__TLS", &tls(&broker, "ca", "super"));
     let socket = place.path("status.sock").display().to_string();
     let place = place.set("HTTP__SOCKET", &socket).set("CAPTURE__SHARE", "{rate: 1000, burst: 20000}");
+    let place = place.set("CAPTURE__SELF_TEST", "true");
     let watched = place.path("watched").display().to_string();
     fs::write(&watched, "secret").unwrap();
     fs::remove_file(place.path("policies/p.yaml")).unwrap();

@@ -1,0 +1,121 @@
+"""Pictures of what was measured: the panels of the dashboard, each by its own query to a real Prometheus, and pages of a terminal.
+SVG by hand: there is no Grafana on our registries, and a picture of text is best as text."""
+import json
+import re
+import time
+from html import escape
+
+COLUMN, ROW, GAP = 40, 34, 8
+INK, FAINT, PAPER, FRAME = "#d8d9da", "#8e8e8e", "#111217", "#22252b"
+LINES = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9")
+# ECMA-48's colours as terminals have them.
+SGR = {"1": "font-weight:bold", "2": "fill:#8e8e8e", "31": "fill:#f2495c", "32": "fill:#73bf69", "33": "fill:#f2cc0c"}
+RANGE = 180
+
+
+def asked(expression):
+    """What Grafana makes of a panel's query, with every node chosen."""
+    return expression.replace("$node", ".*").replace("$__rate_interval", "10s")
+
+
+def panels(dashboard, ask):
+    """Every panel with what its queries answer; a query that Prometheus refuses is an error, one without data is told."""
+    found, now = [], time.time()
+    for panel in json.loads(dashboard.read_text())["panels"]:
+        series = []
+        for target in panel["targets"]:
+            query = asked(target["expr"])
+            if panel["type"] == "stat":
+                answer = ask("query", query=query)["result"]
+            else:
+                answer = ask("query_range", query=query, start=now - RANGE, end=now, step=1)["result"]
+            for one in answer:
+                points = one.get("values") or [one["value"]]
+                name = target.get("legendFormat", "")
+                for label, value in one["metric"].items():
+                    name = name.replace("{{" + label + "}}", value)
+                series.append((name, [(float(at), float(value)) for at, value in points if value not in ("NaN", "+Inf", "-Inf")]))
+        print(f"drill: ok: panel '{panel['title']}': {sum(len(points) for _, points in series)} points", flush=True)
+        found.append((panel, series))
+    return found
+
+
+def told(value, unit):
+    if unit == "percentunit":
+        return f"{100 * value:.0f} %"
+    if unit == "s":
+        return f"{value / 86400:.0f} d" if value > 86400 else f"{value:.2g} s"
+    if unit == "bytes":
+        return f"{value / 1024:.0f} KiB"
+    return f"{value:.3g}" if value % 1 else f"{value:.0f}"
+
+
+def text(x, y, words, size=12, style="", anchor="start"):
+    return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}" style="{style}">{escape(words)}</text>'
+
+
+def draw(panel, series, at, size):
+    (x, y), (width, height) = at, size
+    unit = panel["fieldConfig"]["defaults"].get("unit", "short")
+    out = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="#181b1f" stroke="{FRAME}" rx="3"/>', text(x + 8, y + 18, panel["title"])]
+    if panel["type"] == "stat":
+        value = told(series[0][1][-1][1], unit) if series and series[0][1] else "no data"
+        out.append(text(x + width / 2, y + height / 2 + 18, value, 26, "fill:#73bf69", "middle"))
+        return out
+    points = [point for _, line in series for point in line]
+    if not points:
+        return [*out, text(x + width / 2, y + height / 2, "no data", 14, f"fill:{FAINT}", "middle")]
+    top, begin, end = max(value for _, value in points) or 1, min(at for at, _ in points), max(at for at, _ in points)
+    left, right, upper, lower = x + 60, x + width - 10, y + 30, y + height - 38
+    for share in (0, 0.5, 1):
+        level = lower - share * (lower - upper)
+        out.append(f'<line x1="{left}" x2="{right}" y1="{level:.0f}" y2="{level:.0f}" stroke="{FRAME}"/>')
+        out.append(text(left - 6, level + 4, told(share * top, unit), 11, f"fill:{FAINT}", "end"))
+    legend = left
+    for (name, line), color in zip(series, LINES * 3):
+        place = " ".join(f"{left + (t - begin) / ((end - begin) or 1) * (right - left):.1f},{lower - value / top * (lower - upper):.1f}" for t, value in line)
+        out.append(f'<polyline points="{place}" fill="none" stroke="{color}" stroke-width="1.5"/>')
+        out.append(text(legend, y + height - 12, name or panel["title"], 11, f"fill:{color}"))
+        legend += 14 + 7 * len(name or panel["title"])
+    return out
+
+
+def svg(width, height, lines, font):
+    head = f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" font-family="{font}" fill="{INK}">'
+    return "\n".join([head, f'<rect width="{width}" height="{height}" fill="{PAPER}"/>', *lines, "</svg>\n"])
+
+
+def board(found):
+    lines, bottom = [], 0
+    for panel, series in found:
+        grid = panel["gridPos"]
+        at = grid["x"] * COLUMN + GAP, grid["y"] * ROW + GAP
+        size = grid["w"] * COLUMN - GAP, grid["h"] * ROW - GAP
+        bottom = max(bottom, at[1] + size[1])
+        lines += draw(panel, series, at, size)
+    return svg(24 * COLUMN + GAP, bottom + GAP, lines, "sans-serif")
+
+
+def terminal(page, widest=150):
+    """A page of a terminal, with its colours."""
+    rows = []
+    for number, row in enumerate(page.replace("\r", "").rstrip("\n").split("\n")):
+        spans, style, length = [], "", 0
+        for part in re.split(r"(\x1b\[[0-9;]*m)", row):
+            if part.startswith("\x1b["):
+                style = ";".join(SGR[code] for code in part[2:-1].split(";") if code in SGR)
+                continue
+            part = part[: widest - length]
+            length += len(part)
+            if part:
+                spans.append(f'<tspan style="{style}">{escape(part)}</tspan>')
+        rows.append(f'<text x="10" y="{22 + 17 * number}" font-size="13" xml:space="preserve">{"".join(spans)}</text>')
+    width = 20 + 8 * min(widest, max(len(re.sub(r"\x1b\[[0-9;]*m", "", row)) for row in page.split("\n")))
+    return svg(width, 30 + 17 * len(rows), rows, "monospace")
+
+
+def write(directory, found, pages):
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "dashboard.svg").write_text(board(found))
+    for name, page in pages.items():
+        (directory / f"{name}.svg").write_text(terminal(page))
