@@ -132,3 +132,4 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 
 full: lint test test-mutants e2e rules drill siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
 	$(MAKE) test-guests KERNELS="6.1 7" SOUND_OPENS=1000000
+	SELF_TEST=1 CASES="install status" $(SUDO) e2e/journey.sh guest

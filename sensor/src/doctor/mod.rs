@@ -32,9 +32,9 @@ use crate::{
     policy::{Directory, PolicySet},
 };
 
-/// How long the child may take that attacks, and one that does all. On ordinary machines it is a second, and three; in an emulator,
-/// half a minute and two.
-const PATIENCE: Duration = Duration::from_secs(120);
+/// How long the child may take that attacks, and one that does all. On ordinary machines it is a second, and three; in an emulator
+/// that has more to do, minutes.
+const PATIENCE: Duration = Duration::from_secs(300);
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
 
 /// Marks of every event of the tracepoint mode: they say nothing of one.
