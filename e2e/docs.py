@@ -15,6 +15,9 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# Fences of what is no command; any other word is a mistake.
+NO_COMMANDS = {"", "text", "yaml", "json", "ini", "kusto"}
+FENCE = re.compile(r"^ *```(\S*)$", re.M)
 BLOCK = re.compile(r"^(?:<!-- (?P<note>[^\n]*) -->\n)?```(?P<kind>sh|console)\n(?P<text>.*?)^```$", re.M | re.S)
 NOTE = re.compile(r"(?P<word>not run|run for|beside a sensor|needs)(?:: (?P<rest>.*))?$")
 PATIENCE = 120
@@ -62,7 +65,9 @@ class Place:
         sudo = bin_ / "sudo"
         sudo.write_text('#!/bin/sh\nexec "$@"\n')
         sudo.chmod(0o755)
-        self.environment = {**os.environ, "PATH": f"{bin_}:{os.environ['PATH']}"}
+        # Of a sensor that runs here otherwise nothing is asked.
+        socket = {"PATHWATCH__HTTP__SOCKET": str(self.path / ".sock")}
+        self.environment = {**os.environ, **socket, "PATH": f"{bin_}:{os.environ['PATH']}"}
 
     def run(self, commands, seconds=None):
         script = f"set -euo pipefail\n{commands}"
@@ -95,11 +100,11 @@ class Place:
 
     def beside_a_sensor(self, commands):
         with open(self.path / ".log", "w") as log:
-            sensor = subprocess.Popen([self.path / ".bin/pathwatch", "run"], cwd=self.path, stdin=subprocess.DEVNULL,
-                                      stdout=subprocess.DEVNULL, stderr=log)
+            sensor = subprocess.Popen([self.path / ".bin/pathwatch", "run"], cwd=self.path, env=self.environment,
+                                      stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=log)
         try:
             end = time.time() + PATIENCE
-            while subprocess.run([self.path / ".bin/pathwatch", "status"], capture_output=True, check=False).returncode != 0:
+            while subprocess.run([self.path / ".bin/pathwatch", "status"], env=self.environment, capture_output=True, check=False).returncode != 0:
                 if time.time() > end or sensor.poll() is not None:
                     raise Fault("no sensor: " + (self.path / ".log").read_text())
                 time.sleep(0.1)
@@ -113,6 +118,9 @@ def check(page, text, place):
     """Runs a page; returns how many blocks were run, and how many were not."""
     ran = left = 0
     links(page, text)
+    for kind in FENCE.findall(text):
+        if kind not in NO_COMMANDS | {"sh", "console"}:
+            raise Fault(f"nobody knows whether '{kind}' is a command")
     for line, note, commands in blocks(text):
         word, rest = None, None
         if note:
@@ -148,6 +156,7 @@ PLANTED = {
     "an unknown note": "<!-- skip -->\n```sh\ntrue\n```\n",
     "one that should go on": "<!-- run for: 1s -->\n```sh\ntrue\n```\n",
     "a link": "[x](no/such/file.md)\n",
+    "a fence of another name": "```bash\nfalse\n```\n",
 }
 
 

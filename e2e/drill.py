@@ -170,16 +170,19 @@ class Drill:
             raise Failed(f"docs/operations.md has no section {alert}")
         return found[1]
 
-    def fires(self, alert, node, sign):
-        """The alert fires, and `sign`, which the runbook names, is on the page of `status` if there is a sensor to ask."""
+    def fires(self, alert, node, sign, shown=None):
+        """The alert fires; its section of the runbook speaks of `sign`, and the page of `status`, if there is a sensor to ask, has
+        `shown`, which is not on the page of a sensor that is well."""
         began = time.time()
         until(f"{alert} of {node}", lambda: (alert, node) in self.firing())
         if sign not in self.section(alert):
             raise Failed(f"the section {alert} of the runbook does not speak of '{sign}'")
         if node in self.running:
             page = self.status(node, "--all")
-            if sign not in page:
-                raise Failed(f"'{sign}' is not on the page of status:\n{page}")
+            if not re.search(shown, page):
+                raise Failed(f"'{shown}' is not on the page of status:\n{page}")
+            if re.search(shown, self.well):
+                raise Failed(f"'{shown}' is on the page of a sensor that is well, too")
         self.fired.add(alert)
         print(f"drill: ok: {alert} fires after {time.time() - began:.0f} s; status and runbook say '{sign}'", flush=True)
 
@@ -208,10 +211,13 @@ class Drill:
 
     def run(self):
         self.begin()
-        self.fires("PathwatchCertificateExpires", "two", "certificate")
+        self.well = self.status("one", "--all")
+        self.fires("PathwatchCertificateExpires", "two", "certificate", r"certificate +expires in 2d")
         # Where the kernel refuses fexit, there is no need to make the fault.
         if self.status("one")["sight"]["mode"] == "tracepoint":
-            self.fires("PathwatchSeesLess", "one", "instead of fexit")
+            # This kernel is never well.
+            self.well = self.well.replace("instead of fexit", "")
+            self.fires("PathwatchSeesLess", "one", "instead of fexit", "instead of fexit")
         else:
             print("drill: not done: PathwatchSeesLess: this kernel shows everything")
         quiet = {alert for alert, node in self.firing() if node == "one"} - {"PathwatchSeesLess"}
@@ -221,20 +227,20 @@ class Drill:
         self.ends("PathwatchCertificateExpires", "two", "another certificate in its place")
 
         self.policy("one", "broken", "pahts: [/etc/shadow]")
-        self.fires("PathwatchPolicyNotInForce", "one", "failed")
+        self.fires("PathwatchPolicyNotInForce", "one", "failed", r"failed +broken .*\n.*unknown field 'pahts'")
         (self.work / "policies-one/broken.yaml").unlink()
         self.ends("PathwatchPolicyNotInForce", "one", "the policy mended")
 
         (self.work / "policies-two/watched.yaml").unlink()
-        self.fires("PathwatchNoPolicies", "two", "POLICIES")
+        self.fires("PathwatchNoPolicies", "two", "POLICIES", "POLICIES +0 in force")
         self.policy("two", "watched", "paths: [/nowhere]")
         self.ends("PathwatchNoPolicies", "two", "a policy")
 
         self.stop("kafka", signal.SIGKILL)
         self.open(ALERTS)
-        self.fires("PathwatchNotDelivering", "one", "DELIVERY")
-        self.fires("PathwatchSpoolFills", "one", "spool")
-        self.fires("PathwatchAlertsLost", "one", "spool_full")
+        self.fires("PathwatchNotDelivering", "one", "DELIVERY", "does not acknowledge")
+        self.fires("PathwatchSpoolFills", "one", "spool", r"spool +[5-9]\d\d\.\d KiB of|spool +1\.0 MiB of")
+        self.fires("PathwatchAlertsLost", "one", "spool_full", "spool_full")
         self.policy("one", "broken", "pahts: [/etc/shadow]")
         until("a policy that fails", lambda: self.status("one")["policies"][0]["state"] == "failed")
         pages = {"status": self.terminal("one", "status"), "doctor": self.terminal("one", "doctor")}
@@ -244,7 +250,7 @@ class Drill:
         until("an empty spool", lambda: self.status("one")["alerts"]["waiting"] == 0)
 
         self.open(STORM)
-        self.fires("PathwatchOpensLost", "one", "limited")
+        self.fires("PathwatchOpensLost", "one", "limited", r"limited +capture")
 
         self.stop("one", signal.SIGKILL)
         self.fires("PathwatchDown", "one", "events")

@@ -86,7 +86,8 @@ pub async fn run(
     let Watched { sight, enriched, filter, known, targets } =
         start_capture_and_enrich(&config, policies.clone(), &stop, &common, &mut tasks)?;
     let (seen_for, judged_by) = watch::channel(policies.borrow().clone());
-    let alerts = start_matcher(enriched, judged_by.clone(), procfs::own_pid(), &common, &mut tasks);
+    let tested = doctor::Running::default();
+    let alerts = start_matcher(enriched, judged_by.clone(), tested.clone(), &common, &mut tasks);
     tasks.spawn(filter::follow(
         filter,
         policies,
@@ -102,7 +103,8 @@ pub async fn run(
     tasks.spawn(policy::reload(directory, objects, readers, metrics.clone(), notices.clone(), stop.clone()));
     let (examined, self_test) = watch::channel(None);
     if config.capture.self_test {
-        tasks.spawn(doctor::keep(config.clone(), metrics.clone(), notices.clone(), examined, stop.clone()));
+        let told = (metrics.clone(), notices.clone());
+        tasks.spawn(doctor::keep(config.clone(), sight.clone(), told, (tested, examined), stop.clone()));
     }
     let status = status::Source {
         node: node.name.clone(),
@@ -155,7 +157,7 @@ pub async fn replay(
     let (replay, enriched) = Replay::new(input, name, common.metrics.clone());
     common.metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
-    let alerts = start_matcher(enriched, policies, None, &common, &mut tasks);
+    let alerts = start_matcher(enriched, policies, doctor::Running::default(), &common, &mut tasks);
     let encoder = Encoder::new(Identity::replay(), node, Format::Ecs, &Redaction::On);
     let stdout = Stdout::replay(encoder, common.metrics.clone());
 
@@ -181,7 +183,7 @@ pub async fn replay_to_sink(
     let (replay, enriched) = Replay::new(input, name, metrics.clone());
     metrics.policies.set(policies.policies.len() as u64);
     let (_sets, policies) = watch::channel(policies);
-    let alerts = start_matcher(enriched, policies, None, &common, &mut tasks);
+    let alerts = start_matcher(enriched, policies, doctor::Running::default(), &common, &mut tasks);
     ship::start(&config.ship, node, alerts, metrics, notices, give_up, &mut tasks)?;
     tasks.spawn_blocking(move || replay.run());
     finish(tasks, None, common).await
@@ -208,14 +210,14 @@ pub async fn trace(
     finish(tasks, Some(stop), common).await
 }
 
-/// Most events that [`observe`] keeps.
-const OBSERVED: usize = 100_000;
+/// Most events that [`observe`] keeps: some hundred times what the self-test makes.
+const OBSERVED: usize = 20_000;
 
 /// What was seen while something was done.
 pub struct Observed<T> {
     /// How it was looked at.
     pub sight: capture::Sight,
-    /// Every event that the policies may want, with who made it.
+    /// What children of this process did that the policies may want.
     pub events: Vec<Enriched>,
     /// What was counted.
     pub metrics: Arc<Metrics>,
@@ -240,10 +242,12 @@ pub async fn observe<T>(
     let (in_force, mut judged_by) = watch::channel(Arc::default());
     let told = (metrics.clone(), notices);
     tasks.spawn(filter::follow(filter, policies.clone(), (known, targets), in_force, told, stop.clone()));
+    let own = procfs::own_pid().context("/proc does not show this process")?;
     let collecting = tokio::task::spawn_blocking(move || {
         let mut events = Vec::new();
         while let Some(event) = enriched.blocking_recv() {
-            if events.len() < OBSERVED {
+            // Of others there may be any number.
+            if event.is_made_below(own) && events.len() < OBSERVED {
                 events.push(event);
             }
         }
@@ -292,11 +296,11 @@ fn start_capture_and_enrich(
     Ok(Watched { sight, enriched, filter, known, targets })
 }
 
-/// The matcher as a stage. What children of `own` do, the process of the sensor, is the self-test and no alert.
+/// The matcher as a stage. While the self-test runs, what the sensor's own children do is no alert.
 fn start_matcher(
     mut events: mpsc::Receiver<Enriched>,
     policies: watch::Receiver<Arc<PolicySet>>,
-    own: Option<u32>,
+    tested: doctor::Running,
     common: &Common,
     tasks: &mut JoinSet<anyhow::Result<()>>,
 ) -> mpsc::Receiver<Alert> {
@@ -305,7 +309,7 @@ fn start_matcher(
     metrics.queues.know("matcher", &alerts);
     tasks.spawn(async move {
         while let Some(event) = events.recv().await {
-            if own.is_some_and(|own| event.ancestors.iter().any(|ancestor| ancestor.pid == own)) {
+            if tested.made(&event) {
                 metrics.unmatched.add(1);
                 continue;
             }

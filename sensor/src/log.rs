@@ -54,7 +54,7 @@ struct Log {
     bounded: Bounded,
 }
 
-/// The level in force, and which change it was: a change for a time is taken back by none but itself.
+/// The level that was chosen for good, and how often it was changed: what was chosen for a time ends with the next change.
 struct Chosen {
     level: String,
     change: u64,
@@ -71,6 +71,14 @@ fn filter(level: &str) -> Result<EnvFilter, String> {
     let whole = format!("kube_runtime::watcher=error,{level}");
     let found = EnvFilter::try_new(whole).ok().filter(|_| level.split(',').all(known));
     found.ok_or_else(|| format!("log.level is '{level}'; it must be error, warn, info, debug or trace"))
+}
+
+/// Refuses what is no level.
+///
+/// # Errors
+/// Says what one is.
+pub fn check(level: &str) -> Result<(), String> {
+    filter(level).map(drop)
 }
 
 /// Begins the log.
@@ -95,37 +103,44 @@ pub fn start(config: &Config) -> Result<(), String> {
     Ok(())
 }
 
-/// Changes the level from now on, or for a time; returns what it was.
+/// Changes the level from now on, or for a time; returns what it is for good, or was.
 ///
 /// # Errors
 /// When it is none.
 pub fn set(level: &str, for_a_time: Option<Duration>) -> Result<String, String> {
     let log = LOG.get().ok_or("there is no log")?;
-    let (before, change) = log.choose(level, None)?;
+    let (before, change) = log.choose(level, for_a_time.is_none())?;
     tracing::info!(level, before, "the log's level is changed");
     if let Some(time) = for_a_time {
-        let back = before.clone();
         tokio::spawn(async move {
             tokio::time::sleep(time).await;
-            if log.choose(&back, Some(change)).is_ok() {
-                tracing::info!(level = back, "the log's level is what it was");
-            }
+            log.end(change);
         });
     }
     Ok(before)
 }
 
 impl Log {
-    /// Takes this level, if the last change is still `after`; returns the level before and the number of this change.
-    fn choose(&self, level: &str, after: Option<u64>) -> Result<(String, u64), String> {
+    /// Takes this level; returns the one that was chosen for good before, and the number of this change.
+    fn choose(&self, level: &str, for_good: bool) -> Result<(String, u64), String> {
         let filter = filter(level)?;
         let mut chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
-        if after.is_some_and(|after| after != chosen.change) {
-            return Err("it was changed again".to_owned());
-        }
         self.level.reload(filter).map_err(|why| why.to_string())?;
         chosen.change += 1;
-        Ok((std::mem::replace(&mut chosen.level, level.to_owned()), chosen.change))
+        let before = chosen.level.clone();
+        if for_good {
+            level.clone_into(&mut chosen.level);
+        }
+        Ok((before, chosen.change))
+    }
+
+    /// Goes back to what was chosen for good, unless there was another change after this one.
+    fn end(&self, change: u64) {
+        let chosen = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let back = filter(&chosen.level).ok().filter(|_| chosen.change == change);
+        if back.is_some_and(|filter| self.level.reload(filter).is_ok()) {
+            tracing::info!(level = chosen.level, "the log's level is what it was");
+        }
     }
 }
 

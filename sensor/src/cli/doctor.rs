@@ -20,7 +20,7 @@ Looks at what the sensor needs of this machine, then goes every way to reach a f
 directory of its own that it removes, and says how each was seen. Takes a few seconds and may be run beside a sensor
 that is at work; where policies watch what it does, they raise their alerts.
 
-Exit status: 0 if opens are seen, and none wrongly; 77 if something is not permitted; 1 otherwise.
+Exit status: 0 if opens are seen, and none wrongly; 77 if nothing is seen for want of a permission; 1 otherwise.
 
 Examples:
   sudo pathwatch doctor
@@ -103,16 +103,15 @@ fn check(check: &Check) -> Vec<Vec<Word>> {
 fn capture(report: &Report) -> Vec<Vec<Word>> {
     let line = |color, name: &str, text: &str| vec![word(PLAIN, name), word(color, text)];
     let Some(sight) = &report.sight else {
-        let why =
-            report.failure.as_deref().and_then(|why| why.lines().next()).unwrap_or("the reason is not known");
-        // What the verifier has looked at before it refused is for those who read the JSON.
-        let why = why.split(". Verifier output").next().unwrap_or(why);
-        return vec![line(BAD, "nothing is seen", why)];
+        return vec![line(BAD, "nothing is seen", report.failure.as_deref().unwrap_or("the reason is not known"))];
     };
     let mut rows = vec![line(GOOD, "mode", &sight.mode.to_string())];
     rows.extend(
         sight.instead.iter().map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why))),
     );
+    if sight.instead.is_some() {
+        rows.push(line(FAINT, "", "→ a kernel with BPF trampolines (as distributions build them) sees all; docs/kernels.md has what is missing until then"));
+    }
     rows.extend(sight.gaps.iter().map(|gap| line(DOUBTFUL, &format!("not {}", gap.what), &gap.why)));
     if report.lost > 0 {
         rows.push(line(

@@ -274,7 +274,11 @@ fn exit_code(why: &anyhow::Error) -> u8 {
         USAGE
     } else if let Some(found) = why.downcast_ref::<Quiet>() {
         if found.not_permitted { NOT_PERMITTED } else { 1 }
-    } else if why.downcast_ref().is_some_and(capture::Error::is_not_permitted) {
+    } else if why.downcast_ref().is_some_and(capture::Error::is_not_permitted)
+        || why
+            .downcast_ref()
+            .is_some_and(|why: &std::io::Error| why.kind() == std::io::ErrorKind::PermissionDenied)
+    {
         NOT_PERMITTED
     } else {
         1

@@ -14,6 +14,7 @@ use super::{
 };
 use crate::{
     doctor::Cell,
+    event::CaptureMode,
     http,
     policy::{Decided, Use},
     status::{Policy, Status},
@@ -55,17 +56,28 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
     start_log(&config.log)?;
     let json = arguments.json || !arguments.all && !std::io::stdout().is_terminal();
     block_on(async {
+        let mut seen = false;
         loop {
-            let status = http::ask(&config.http.socket).await?;
+            let status = match http::ask(&config.http.socket).await {
+                // It may be about to start again.
+                Err(why) if arguments.watch && seen => {
+                    super::complain(&why);
+                    tokio::time::sleep(EVERY).await;
+                    continue;
+                }
+                answer => answer?,
+            };
+            seen = true;
             let mut out = std::io::stdout().lock();
             if json {
                 serde_json::to_writer(&mut out, &status)?;
                 out.write_all(b"\n")?;
             } else {
                 let page = page(&status, arguments.all);
-                // Home, then what is left of the last page is cleared: it does not flicker.
-                let (home, rest) = if arguments.watch { ("\x1b[H\x1b[2J", "\x1b[J") } else { ("", "") };
-                out.write_all([home, page.text(), rest].concat().as_bytes())?;
+                // Each line takes the place of the last page's, and the rest of that is cleared: it does not flicker.
+                let over = page.text().replace('\n', "\x1b[K\n");
+                let text = if arguments.watch { format!("\x1b[H{over}\x1b[J") } else { page.text().to_owned() };
+                out.write_all(text.as_bytes())?;
             }
             out.flush()?;
             drop(out);
@@ -94,6 +106,7 @@ pub(super) struct LogArguments {
 
 pub(super) fn log(arguments: &LogArguments) -> anyhow::Result<()> {
     let config = arguments.common.load()?;
+    crate::log::check(&arguments.level).map_err(crate::config::Error::new)?;
     block_on(async {
         let before = http::ask_to_log(&config.http.socket, &arguments.level, arguments.seconds).await?;
         super::policy::print(&format!("{} (it was {before})\n", arguments.level))
@@ -183,7 +196,9 @@ fn seeing(status: &Status) -> Rows {
 fn policies(status: &Status, all: bool) -> Rows {
     let head = ["STATE", "POLICY", "SEVERITY", "ALERTS", "DECIDED IN", "FROM"];
     let mut rows = vec![head.iter().map(|name| word(FAINT, name)).collect()];
-    let needs_attention = |policy: &&Policy| matches!(policy.standing.state, Use::Failed | Use::Stale);
+    let needs_attention = |policy: &&Policy| {
+        matches!(policy.standing.state, Use::Failed | Use::Stale) || !policy.standing.reasons.is_empty()
+    };
     let mut listed: Vec<&Policy> = status.policies.iter().filter(|policy| !needs_attention(policy)).collect();
     listed.sort_by_key(|policy| std::cmp::Reverse(policy.hits));
     let fired = listed.iter().take_while(|policy| policy.hits > 0).count();
@@ -192,7 +207,7 @@ fn policies(status: &Status, all: bool) -> Rows {
     let mut count = 0;
     for policy in shown {
         count += 1;
-        rows.extend(policy_rows(policy, all));
+        rows.extend(policy_rows(policy, all, status.sight.mode));
     }
     if count < status.policies.len() {
         let more = format!("{} more (--all)", status.policies.len() - count);
@@ -201,7 +216,7 @@ fn policies(status: &Status, all: bool) -> Rows {
     rows
 }
 
-fn policy_rows(policy: &Policy, all: bool) -> Rows {
+fn policy_rows(policy: &Policy, all: bool, mode: CaptureMode) -> Rows {
     let Policy { standing, hits } = policy;
     let state = match standing.state {
         Use::Failed => word(BAD, "failed"),
@@ -210,7 +225,9 @@ fn policy_rows(policy: &Policy, all: bool) -> Rows {
         Use::Suspended => word(FAINT, "suspended"),
     };
     let severity = standing.severity.map_or("-".to_owned(), |severity| severity.to_string());
-    let decided = standing.patterns.iter().map(|(_, decided)| *decided).max();
+    // There is no filter in the kernel in the other mode.
+    let of_mode = |decided: Decided| if mode == CaptureMode::Fexit { decided } else { Decided::User };
+    let decided = standing.patterns.iter().map(|(_, decided)| of_mode(*decided)).max();
     let decided = decided.map_or("-".to_owned(), |decided| decided.to_string());
     let mut rows = vec![vec![
         state,
@@ -223,10 +240,10 @@ fn policy_rows(policy: &Policy, all: bool) -> Rows {
     rows.extend(standing.reasons.iter().map(|why| vec![word(PLAIN, ""), word(BAD, format!("→ {why}"))]));
     if all {
         let color = |decided: &Decided| if *decided == Decided::User { DOUBTFUL } else { FAINT };
-        let patterns = standing.patterns.iter();
-        rows.extend(patterns.map(|(pattern, decided)| {
-            vec![word(PLAIN, ""), word(color(decided), format!("{decided}: {pattern}"))]
-        }));
+        for (pattern, decided) in &standing.patterns {
+            let decided = of_mode(*decided);
+            rows.push(vec![word(PLAIN, ""), word(color(&decided), format!("{decided}: {pattern}"))]);
+        }
     }
     rows
 }

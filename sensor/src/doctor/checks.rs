@@ -157,9 +157,7 @@ fn lockdown() -> Check {
     match chosen.or(asked) {
         Some(mode) if mode == "confidentiality" => permission("lockdown", Verdict::Fails, mode, remedy),
         Some(mode) => permission("lockdown", Verdict::Ok, mode, ""),
-        None if fs::metadata("/sys/kernel/security").is_ok_and(|found| found.is_dir()) => {
-            permission("lockdown", Verdict::Ok, "not asked for at boot", "")
-        }
+        // Secure boot and the kernel's own configuration may ask for it, too.
         None => permission("lockdown", Verdict::Unknown, format!("{FILE} cannot be read"), "look on the node"),
     }
 }
@@ -205,6 +203,9 @@ fn modules() -> Check {
     check("security modules", Verdict::Ok, format!("{}; {bpf} BPF LSM, which is not needed", list.trim()), "")
 }
 
+/// Said of a process that no security module confines.
+const UNCONFINED: &str = "no security profile";
+
 /// Whether other processes may be looked at: AppArmor and Yama have a say beside the capability.
 fn processes(config: &Config, own: &Own) -> Check {
     let first = config.enrich.proc.join("1");
@@ -212,7 +213,8 @@ fn processes(config: &Config, own: &Own) -> Check {
         let text = fs::read_to_string(file).ok()?;
         Some(text.trim_end_matches(['\n', '\0']).to_owned()).filter(|text| !text.is_empty())
     });
-    let profile = profile.map_or("no security profile".to_owned(), |name| format!("profile {name}"));
+    let profile = profile.filter(|name| name != "unconfined");
+    let profile = profile.map_or(UNCONFINED.to_owned(), |name| format!("profile {name}"));
     let place = first.display();
     if !first.exists() {
         let remedy = "mount the node's /proc and name it in enrich.proc";
@@ -221,7 +223,9 @@ fn processes(config: &Config, own: &Own) -> Check {
     match fs::read_link(first.join("exe")) {
         Ok(_) => permission("processes", Verdict::Ok, format!("{place} can be looked at; {profile}"), ""),
         Err(why) => {
-            let remedy = if own.has(SYS_PTRACE) {
+            let remedy = if own.has(SYS_PTRACE) && profile == UNCONFINED {
+                "something else than this process's rights denies it, such as a sandbox around this machine: that program stays unnamed"
+            } else if own.has(SYS_PTRACE) {
                 "AppArmor or another security module denies ptrace: appArmorProfile: Unconfined in the chart, apparmor=unconfined for a container"
             } else {
                 "give CAP_SYS_PTRACE: programs of other users stay unnamed without it"

@@ -1,5 +1,14 @@
 //! Processes of the self-test: the one that goes every way to a file, and the one in which a sensor that starts has all of it done.
-use std::{io::Write as _, path::Path, process::Stdio, sync::Arc, time::Duration};
+use std::{
+    io::Write as _,
+    path::Path,
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context as _, bail};
 use attack::CASES;
@@ -9,10 +18,16 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Cell, LONG_PATIENCE, PATIENCE, Report};
 use crate::{
+    capture::Sight,
     config::Config,
+    event::Enriched,
     metrics::{Gauge, Metrics},
     notice::Notices,
+    procfs,
 };
+
+/// How long after the self-test its last opens may still be on their way to the matcher.
+const LINGER: Duration = Duration::from_secs(10);
 
 /// Most that a child may say, in bytes.
 const SAID: u64 = 1 << 20;
@@ -42,7 +57,7 @@ pub(super) async fn attack(base: &Path, proc: &Path, only: &[String]) -> anyhow:
     Ok(said.lines().map(str::to_owned).collect())
 }
 
-/// This program once more, with an environment of its own.
+/// This program once more, without an environment.
 fn itself() -> Command {
     let mut command = Command::new("/proc/self/exe");
     command.env_clear();
@@ -71,6 +86,18 @@ async fn said(command: &mut Command, patience: Duration) -> anyhow::Result<Strin
     if said.is_empty() { bail!("it ended with {status} and said nothing") } else { Ok(said) }
 }
 
+/// Whether the self-test runs: then what children of this process do is its doing. A sensor has no other children.
+#[derive(Clone, Default)]
+pub struct Running(Arc<AtomicBool>);
+
+impl Running {
+    /// Whether the self-test made this event.
+    #[must_use]
+    pub fn made(&self, event: &Enriched) -> bool {
+        self.0.load(Ordering::Relaxed) && procfs::own_pid().is_some_and(|own| event.is_made_below(own))
+    }
+}
+
 /// How each way to a file was seen, as a number for each of [`CASES`].
 #[derive(Debug)]
 pub struct Coverage(Vec<Gauge>);
@@ -91,6 +118,8 @@ impl Coverage {
         for (name, gauge) in self.each() {
             let found = report.cases.iter().find(|case| case.name == name);
             gauge.set(match found.map(|case| case.answer) {
+                // Who sees nothing does not see this.
+                None if report.failure.is_some() => 3,
                 None | Some(Cell::NotTried) => 0,
                 Some(Cell::Right) => 1,
                 Some(Cell::Flagged) => 2,
@@ -101,19 +130,28 @@ impl Coverage {
     }
 }
 
-/// Has the self-test done once, by a process of its own, and makes known what came of it, until `stop`.
+/// Has the self-test done once, by a process of its own that looks as this one does, and makes known what came of it, until `stop`.
+///
+/// # Errors
+/// None: what is in the way is told.
 pub async fn keep(
     config: Config,
-    metrics: Arc<Metrics>,
-    notices: Notices,
-    report: watch::Sender<Option<Arc<Report>>>,
+    sight: Sight,
+    (metrics, notices): (Arc<Metrics>, Notices),
+    (running, report): (Running, watch::Sender<Option<Arc<Report>>>),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    match stop.run_until_cancelled(examined(&config)).await {
+    running.0.store(true, Ordering::Relaxed);
+    let examined = stop.run_until_cancelled(examined(&config, &sight)).await;
+    tokio::spawn(async move {
+        tokio::time::sleep(LINGER).await;
+        running.0.store(false, Ordering::Relaxed);
+    });
+    match examined {
         None => return Ok(()),
         Some(Ok(found)) => {
             metrics.coverage.set(&found);
-            if let Some(told) = told(&found) {
+            if let Some(told) = told(&found, &sight) {
                 notices.add("capture", "coverage", 1, told);
             }
             report.send_replace(Some(Arc::new(found)));
@@ -126,11 +164,10 @@ pub async fn keep(
     Ok(())
 }
 
-async fn examined(config: &Config) -> anyhow::Result<Report> {
+async fn examined(config: &Config, sight: &Sight) -> anyhow::Result<Report> {
     let mut command = itself();
-    let mode = serde_json::to_value(config.capture.mode)?;
     command.args(["doctor", "--json"]);
-    command.env("PATHWATCH__CAPTURE__MODE", mode.as_str().unwrap_or_default());
+    command.env("PATHWATCH__CAPTURE__MODE", sight.mode.to_string());
     command.env("PATHWATCH__ENRICH__PROC", &config.enrich.proc);
     command.env("PATHWATCH__ENRICH__CGROUPS", &config.enrich.cgroups);
     command.env("PATHWATCH__SHIP__STATE_DIR", &config.ship.state_dir);
@@ -139,13 +176,16 @@ async fn examined(config: &Config) -> anyhow::Result<Report> {
 }
 
 /// What a record tells of a report; None if all is as it should be.
-fn told(report: &Report) -> Option<String> {
+fn told(report: &Report, sight: &Sight) -> Option<String> {
     if let Some(why) = &report.failure {
         return Some(format!("the self-test sees nothing: {why}"));
     }
     let names = |answer| report.of(answer).map(|case| case.name.as_str()).collect::<Vec<_>>().join(", ");
     let (unseen, wrong) = (names(Cell::NotSeen), names(Cell::Wrong));
-    let parts = [("not seen", unseen), ("wrong", wrong)]
+    let gaps = |sight: &Sight| sight.gaps.iter().map(|gap| gap.what.as_str()).collect::<Vec<_>>().join(", ");
+    let other = report.sight.as_ref().map(gaps).filter(|other| *other != gaps(sight));
+    let other = other.map(|other| format!("[{other}] instead of [{}]", gaps(sight))).unwrap_or_default();
+    let parts = [("not seen", unseen), ("wrong", wrong), ("the test itself could not see", other)]
         .map(|(what, names)| if names.is_empty() { String::new() } else { format!("{what}: {names}") });
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     (!parts.is_empty())

@@ -35,6 +35,7 @@ impl fmt::Display for Cell {
 }
 
 /// What is said of a case.
+#[derive(Clone, Debug)]
 pub struct Answer {
     /// Which.
     pub case: &'static Case,

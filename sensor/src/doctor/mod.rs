@@ -8,7 +8,7 @@ mod elsewhere;
 mod judge;
 
 use std::{
-    os::unix::fs::MetadataExt as _,
+    os::unix::fs::{MetadataExt as _, PermissionsExt as _},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -20,7 +20,7 @@ use tempfile::TempDir;
 
 pub use self::{
     checks::{Check, Verdict},
-    child::{ATTACK, Coverage, act, keep},
+    child::{ATTACK, Coverage, Running, act, keep},
     judge::{Answer, Cell},
 };
 use crate::{
@@ -92,10 +92,10 @@ impl Report {
         self.cases.iter().filter(move |case| case.answer == answer)
     }
 
-    /// Whether it sees what a kernel lets be seen: something at all, and nothing wrongly.
+    /// Whether it sees what a kernel lets be seen: something rightly, and nothing wrongly.
     #[must_use]
     pub fn is_well(&self) -> bool {
-        self.sight.is_some() && self.of(Cell::Wrong).next().is_none()
+        self.of(Cell::Right).next().is_some() && self.of(Cell::Wrong).next().is_none()
     }
 }
 
@@ -122,20 +122,32 @@ pub async fn examine(config: &Config) -> Report {
     };
     match tried {
         Ok(Observed { sight, metrics, done, .. }) => {
-            report.cases = done.iter().map(|answer| case(answer, &sight)).collect();
+            report.lost = metrics.opens_lost.get() + metrics.skipped.get() + metrics.undecodable.get();
+            report.cases = CASES.iter().map(|known| case(known, &done, &sight, report.lost)).collect();
             report.sight = Some(sight);
-            report.lost = metrics.opens_lost.get() + metrics.skipped.get();
         }
         Err(why) => {
             report.not_permitted = refused(&why) || forbidden;
-            report.failure = Some(format!("{why:#}"));
+            // What the verifier has looked at is for the log of a debug level.
+            let told = format!("{why:#}");
+            let first = told.lines().next().unwrap_or_default();
+            report.failure = Some(first.split(". Verifier output").next().unwrap_or(first).to_owned());
         }
     }
     report.seconds = began.elapsed().as_secs_f64();
     report
 }
 
-fn case(answer: &Answer, sight: &capture::Sight) -> Case {
+/// What is said of a case; of one that may be among what was lost, nothing is known.
+fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight, lost: u64) -> Case {
+    let silent = || Answer::without(known, Cell::NotTried, "the test said nothing of it".to_owned());
+    let answer = answers.iter().find(|answer| answer.case.name == known.name).cloned().unwrap_or_else(silent);
+    let is_lost = answer.cell == Cell::Wrong && lost > 0;
+    let answer = if is_lost {
+        Answer::without(known, Cell::NotTried, format!("{lost} events of the test were lost: {}", answer.why))
+    } else {
+        answer
+    };
     let is_of_all = |mark: &&String| sight.mode == CaptureMode::Tracepoint && EVERYWHERE.contains(&mark.as_str());
     let release = rustix::system::uname();
     let elsewhere = || elsewhere::answered(&release.release().to_string_lossy(), sight.mode, answer.case.name);
@@ -168,12 +180,15 @@ pub async fn attacked(config: &Config, only: &[String]) -> anyhow::Result<Observ
     Ok(Observed { sight, events, metrics, done: answers })
 }
 
-/// A directory that the child may use: where programs may be run, if there is such a place.
+/// A directory that the child may use, in the first place that there is.
 fn place(config: &Config) -> anyhow::Result<TempDir> {
     let own = config.ship.state_dir.clone();
     let places: Vec<PathBuf> = [own].into_iter().chain(capture::PLACES.map(PathBuf::from)).collect();
     places.iter().for_each(|place| clear(place));
-    let make = |place: &PathBuf| tempfile::Builder::new().prefix(PREFIX).tempdir_in(place).ok();
+    let make = |place: &PathBuf| {
+        let only_own = std::fs::Permissions::from_mode(0o755);
+        tempfile::Builder::new().prefix(PREFIX).permissions(only_own).tempdir_in(place).ok()
+    };
     let found = places.iter().find_map(make);
     found.with_context(|| {
         let names: Vec<String> = places.iter().map(|place| place.display().to_string()).collect();

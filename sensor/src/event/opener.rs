@@ -205,6 +205,12 @@ pub struct Enriched {
 }
 
 impl Enriched {
+    /// Whether the process comes from that one, within [`ANCESTORS`] generations.
+    #[must_use]
+    pub fn is_made_below(&self, pid: u32) -> bool {
+        self.ancestors.iter().any(|ancestor| ancestor.pid == pid)
+    }
+
     /// Where the process is, and where it was before.
     pub fn places(&self) -> impl Iterator<Item = Place> {
         let now = Place { container: self.container.clone(), pod: self.pod.clone() };

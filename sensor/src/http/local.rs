@@ -42,7 +42,9 @@ pub async fn serve_local(
             fs::remove_file(&socket).ok();
         }
         Err(why) => {
-            let told = format!("`pathwatch status` finds nobody: {why:#}; name another place in http.socket");
+            let told = format!(
+                "`pathwatch status` does not find this sensor: {why:#}; name another place in http.socket"
+            );
             notices.add("http", "socket_unusable", 1, told);
             stop.cancelled().await;
         }
@@ -125,7 +127,8 @@ async fn asked(socket: &Path, method: Method, path: &str) -> anyhow::Result<Byte
     let stream = match UnixStream::connect(socket).await {
         Ok(stream) => stream,
         Err(why) if why.kind() == io::ErrorKind::PermissionDenied => {
-            bail!("the sensor at {place} cannot be asked: {why}; only its own user may")
+            return Err(why)
+                .with_context(|| format!("the sensor at {place} cannot be asked; only its own user may"));
         }
         Err(why) => bail!(
             "no sensor runs here: {place}: {why}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"

@@ -189,7 +189,7 @@ impl Collector for Metrics {
                 })
             })?;
         }
-        let help = "Alerts of policies of the cluster and of files; of others, and of policies that are no more, together";
+        let help = "Alerts of policies of the cluster and of files; of those of namespaces, together";
         let hits = self.policies_apart();
         describe("policy_alerts", help, MetricType::Counter, &|mut lines| {
             hits.iter().try_for_each(|(policy, count)| {

@@ -38,8 +38,9 @@ impl Hits {
         for policy in known.take(APART) {
             each.insert(policy.to_owned(), before.remove(policy).unwrap_or(0));
         }
-        // The sum only grows.
-        *others += before.into_values().sum::<u64>();
+        // Those of namespaces are told as one sum, which only grows.
+        let gone = before.into_iter().filter(|(policy, _)| policy.contains('/'));
+        *others += gone.map(|(_, count)| count).sum::<u64>();
     }
 
     /// Names and counts, sorted by name.
@@ -48,7 +49,7 @@ impl Hits {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).each.clone()
     }
 
-    /// Alerts of policies that are not counted apart, or are no more.
+    /// Alerts of policies that are not counted apart, and of those of namespaces that are no more.
     #[must_use]
     pub fn others(&self) -> u64 {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).others
@@ -62,13 +63,18 @@ mod tests {
     #[test]
     fn policies_beyond_the_bound_and_those_that_went_are_counted_together() {
         let hits = Hits::default();
-        let names: Vec<String> = (0..APART + 5).map(|n| format!("policy-{n:04}")).collect();
+        let names: Vec<String> = (0..APART + 5).map(|n| format!("team/policy-{n:04}")).collect();
         hits.know(names.iter().map(String::as_str));
         names.iter().for_each(|name| hits.add(name));
         assert_eq!((hits.each().len(), hits.others()), (APART, 5));
         hits.know(names.iter().take(2).map(String::as_str));
         assert_eq!((hits.each().len(), hits.others()), (2, APART as u64 + 3));
-        hits.add("policy-0001");
-        assert_eq!(hits.each().get("policy-0001"), Some(&2));
+        hits.add("team/policy-0001");
+        assert_eq!(hits.each().get("team/policy-0001"), Some(&2));
+        // One of the cluster's goes with its series.
+        hits.know(["cluster-wide"].into_iter());
+        hits.add("cluster-wide");
+        hits.know([].into_iter());
+        assert_eq!(hits.others(), APART as u64 + 6);
     }
 }

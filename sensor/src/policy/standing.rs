@@ -69,7 +69,10 @@ impl Loaded {
         }
         for diagnostic in self.errors() {
             let Diagnostic { file, policy, .. } = diagnostic;
-            let name = policy.clone().unwrap_or_else(|| file.clone());
+            // Of a file that cannot be read it is not known which policies are in it; of those there were, it is.
+            let stale = all.values().find(|standing| standing.state == Use::Stale && standing.source == *file);
+            let name = policy.clone().or_else(|| stale.map(|standing| standing.name.clone()));
+            let name = name.unwrap_or_else(|| file.clone());
             let failed = || Standing {
                 name: name.clone(),
                 state: Use::Failed,

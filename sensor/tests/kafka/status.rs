@@ -88,6 +88,8 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     fs::remove_file(place.path("policies/p.yaml")).unwrap();
     write_policy(&place, "good", &format!("paths: ['{watched}']"));
     write_policy(&place, "turns-bad", "paths: [/nowhere/at/all]");
+    // What the self-test does would be an alert of this, were it anybody else's doing.
+    write_policy(&place, "of-the-test", "paths: ['/**/pathwatch-doctor-*/**']");
 
     // Nobody is there yet.
     let output = place.command().arg("status").output().unwrap();
@@ -98,7 +100,8 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     let status =
         until(&place, "tested", |status| !status["self_test"].is_null() && policy(status, "good") != &Value::Null);
     let cases = status["self_test"]["cases"].as_array().unwrap();
-    assert!(cases.len() > 70 && cases.iter().all(|case| case["answer"] != "wrong"), "{cases:#?}");
+    let count = |answer: &str| cases.iter().filter(|case| case["answer"] == answer).count();
+    assert!(count("wrong") == 0 && count("right") + count("flagged") > 60, "{cases:#?}");
     assert_eq!(status["sink"]["degraded"], false);
     assert_eq!(status["sink"]["certificate_expires"], expiry(&broker.file("certs/super.pem")).to_string());
     assert_eq!(policy(&status, "good")["patterns"], serde_json::json!([[watched, "kernel"]]));
@@ -137,7 +140,7 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     assert_eq!(error["reason"], "kafka_degraded");
     let page = page(&place);
     for answer in [
-        "POLICIES  1 in force, 1 stale, 1 failed, 0 suspended".to_owned(),
+        "POLICIES  2 in force, 1 stale, 1 failed, 0 suspended".to_owned(),
         "failed  always-bad".to_owned(),
         "unknown field 'pahts'".to_owned(),
         "in force  good  medium  ".to_owned(),
