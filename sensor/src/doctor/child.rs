@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 use attack::CASES;
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, set_parent_process_death_signal};
 use tokio::{io::AsyncReadExt as _, process::Command, sync::watch, time::timeout};
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,8 @@ pub const ATTACK: &str = "attack";
 /// # Errors
 /// When nobody reads.
 pub fn act(base: &Path, proc: &Path, only: &[String]) -> std::io::Result<()> {
+    // It does not outlive who asked for it.
+    set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut out = std::io::stdout().lock();
     for attack::Tried { name, pid, failed } in attack::run(base, only, proc) {
         writeln!(out, "{name}\t{pid}\t{}", failed.unwrap_or_default().replace(['\n', '\t'], " "))?;
