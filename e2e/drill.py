@@ -281,7 +281,7 @@ def main():
     finally:
         drill.stop_all()
         # A test of a sensor that was killed leaves directories deeper than Python goes.
-        subprocess.run(["rm", "-rf", work], check=False)
+        until("an empty directory", lambda: subprocess.run(["rm", "-rf", work], capture_output=True, check=False).returncode == 0)
 
 
 if __name__ == "__main__":
