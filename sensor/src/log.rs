@@ -193,7 +193,8 @@ impl<S: Subscriber> Filter<S> for Bounded {
     }
 
     fn event_enabled(&self, event: &Event<'_>, _: &Context<'_, S>) -> bool {
-        self.admits(event.metadata(), Instant::now())
+        // Notices are of many kinds and of one place; that they are few is seen to there.
+        event.metadata().target() == crate::notice::TARGET || self.admits(event.metadata(), Instant::now())
     }
 }
 
@@ -209,6 +210,28 @@ mod tests {
         for level in ["", "loud", "info,", "sensor=loud"] {
             assert!(filter(level).is_err(), "{level}");
         }
+    }
+
+    #[test]
+    fn what_was_chosen_for_a_time_ends_with_it_and_leaves_what_was_chosen_for_good() {
+        let (_layer, level) = reload::Layer::new(filter("info").unwrap());
+        let chosen = Mutex::new(Chosen { level: "info".to_owned(), change: 0 });
+        let log = Log { level, chosen, bounded: Bounded::default() };
+        let now = || log.level.with_current(ToString::to_string).unwrap();
+        let is = |level: &str| now() == filter(level).unwrap().to_string();
+        let (_, first) = log.choose("debug", false).unwrap();
+        let (before, second) = log.choose("trace", false).unwrap();
+        assert!(is("trace") && before == "info");
+        // The first is over already; the second ends with what was before both.
+        log.end(first);
+        assert!(is("trace"));
+        log.end(second);
+        assert!(is("info"));
+        let (_, third) = log.choose("debug", false).unwrap();
+        log.choose("warn", true).unwrap();
+        log.end(third);
+        assert!(is("warn"));
+        assert!(log.choose("loud", true).is_err() && is("warn"));
     }
 
     /// Counts what gets through.

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::log;
 
+/// Where lines of the log that are notices come from.
+pub const TARGET: &str = module_path!();
+
 /// One kind of trouble, however often it was met since the last look.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
@@ -77,7 +80,7 @@ type Coalesced = BTreeMap<(&'static str, &'static str, Option<Whose>), Notice>;
 
 /// The place where stages leave notices, coalesced by stage, reason and container: once for the log and once for the records.
 ///
-/// The first two are fixed words of this program and of containers there are [`APART`], so it is bounded by construction, never blocks and never drops one:
+/// The first two are fixed words of this program and of containers there are [`APART`] each, so it is bounded by construction, never blocks and never drops one:
 /// the design had a bounded channel here, which would have to do one of the two.
 #[derive(Clone, Default)]
 pub struct Notices(Arc<Mutex<Shelves>>);
@@ -136,7 +139,9 @@ impl Notices {
         told.last = Timestamp::now();
         told.detail.clone_from(detail);
         for notices in readers.iter_mut().take(how_many) {
-            let apart = notices.len() < APART;
+            let of_kind =
+                notices.keys().filter(|(stage, reason, _)| (stage, reason) == (&notice.stage, &notice.reason));
+            let apart = of_kind.count() < APART;
             let whose = notice.whose.clone().filter(|_| apart);
             let known = notices.entry((notice.stage, notice.reason, whose.clone()));
             let known = known.or_insert_with(|| Notice { count: 0, whose, ..notice.clone() });

@@ -91,3 +91,47 @@ impl Loaded {
         all
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, fs};
+
+    use super::*;
+    use crate::policy::Directory;
+
+    fn document(name: &str, rest: &str) -> String {
+        format!(
+            "apiVersion: pathwatch.dev/v1alpha1\nkind: ClusterPathPolicy\nmetadata: {{name: {name}}}\nspec: {{subjects: all, {rest}}}\n"
+        )
+    }
+
+    #[test]
+    fn what_needs_attention_comes_first_with_its_reason() {
+        let place = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| fs::write(place.path().join(name), text).unwrap();
+        write("a.yaml", document("turns-bad", "paths: [/a]"));
+        write("b.yaml", document("good", "paths: [/b, '/c/**']"));
+        write("c.yaml", document("asleep", "paths: [/c], suspend: true"));
+        let mut directory = Directory::new(vec![place.path().to_owned()], BTreeMap::new(), |_| Vec::new());
+        directory.poll().unwrap().unwrap();
+        // Of a file that is no YAML any more nobody can read the name.
+        write("a.yaml", "spec: [".to_owned());
+        write("d.yaml", document("always-bad", "pahts: [/d]"));
+        let standings = directory.poll().unwrap().unwrap().standings();
+        let told: Vec<(&str, Use, usize)> =
+            standings.iter().map(|one| (one.name.as_str(), one.state, one.reasons.len())).collect();
+        assert_eq!(
+            told,
+            [
+                ("always-bad", Use::Failed, 1),
+                ("turns-bad", Use::Stale, 1),
+                ("good", Use::InForce, 0),
+                ("asleep", Use::Suspended, 0),
+            ]
+        );
+        assert_eq!(
+            standings[2].patterns,
+            [("/b".to_owned(), Decided::Kernel), ("/c/**".to_owned(), Decided::Kernel)]
+        );
+    }
+}
