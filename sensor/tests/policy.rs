@@ -128,10 +128,10 @@ fn what_explain_cannot_ask_is_64() {
     }
 }
 
-fn alert(policy: &str, executable: Option<&str>, trusted: bool, image: Option<&str>) -> String {
+fn alert(policy: &str, executable: Option<&str>, image: Option<&str>) -> String {
     let mut alert = json!({
         "event": {"kind": "alert"}, "rule": {"name": policy}, "file": {"path": "/etc/a"},
-        "pathwatch": {"trusted": trusted, "operation": ["read"]}, "process": {},
+        "pathwatch": {"operation": ["read"]}, "process": {},
     });
     if let Some(executable) = executable {
         alert["process"]["executable"] = json!(executable);
@@ -145,12 +145,11 @@ fn alert(policy: &str, executable: Option<&str>, trusted: bool, image: Option<&s
 #[test]
 fn suggest_prints_exceptions_that_silence_the_alerts_and_refuses_interpreters() {
     let alerts = [
-        alert("good", Some("/usr/sbin/backup[1]"), true, None),
-        alert("good", Some("/usr/sbin/backup[1]"), true, None),
-        alert("good", Some("/app"), true, Some("reg.example/shop/api")),
-        alert("good", Some("/usr/bin/bash"), true, None),
-        alert("good", Some("/tmp/x"), false, None),
-        alert("good", None, false, None),
+        alert("good", Some("/usr/sbin/backup[1]"), None),
+        alert("good", Some("/usr/sbin/backup[1]"), None),
+        alert("good", Some("/app"), Some("reg.example/shop/api")),
+        alert("good", Some("/usr/bin/bash"), None),
+        alert("good", None, None),
         "{\"event\": {\"kind\": \"metric\"}}\n".to_owned(),
     ];
     let files = [("alerts.jsonl", alerts.concat()), ("policies/good.yaml", GOOD.to_owned())];
@@ -159,10 +158,10 @@ fn suggest_prints_exceptions_that_silence_the_alerts_and_refuses_interpreters() 
     let said = text(&output.stdout);
     assert_eq!(
         said,
-        r#"policies:
+        r#"# An exception holds for a program while nobody but root, or the image, can have put it there.
+policies:
   overrides:
     # good: 1 alert: an unknown program, read /etc/a: no exception, since the program is unknown
-    # good: 1 alert: /tmp/x, read /etc/a: no exception would cover it, since others than root or the image can change it
     # good: 1 alert: /usr/bin/bash, read /etc/a: no exception, since whoever can run it could pass for it; name a script, a user or paths by hand
     good:
       exceptions:

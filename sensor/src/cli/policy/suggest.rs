@@ -28,7 +28,8 @@ const PATHS_SHOWN: usize = 3;
 #[command(after_help = "\
 Groups alerts by policy, program and image and prints an exception for each group, in the form of the configuration;
 the lists below `exceptions` can also go into the policies themselves. A program that does what it is told, such as a
-shell, gets no exception; nor does one that is not trusted, since none would cover it.
+shell, gets no exception. One that others than root or the image can change may get one that never holds: whether it is
+so is looked at once an exception names it.
 
 Examples:
   pathwatch run > alerts.jsonl                          a day of ordinary work, then
@@ -59,13 +60,11 @@ struct Rule {
 #[derive(Deserialize)]
 struct Own {
     #[serde(default)]
-    trusted: bool,
-    #[serde(default)]
     operation: Vec<Operation>,
 }
 
 /// Alerts that one exception would silence: of this program in this image.
-type Group = (Option<String>, bool, Option<String>);
+type Group = (Option<String>, Option<String>);
 
 #[derive(Default)]
 struct Seen {
@@ -108,7 +107,7 @@ fn read(input: impl Read, name: &str) -> anyhow::Result<BTreeMap<String, BTreeMa
             .with_context(|| format!("{name}:{number}: not an alert of Pathwatch"))?;
         let text = |value: &Option<Value>, field: &str| Some(value.as_ref()?.pointer(field)?.as_str()?.to_owned());
         let executable = text(&Some(record.process), "/executable");
-        let group = (executable, record.pathwatch.trusted, text(&record.container, "/image/name"));
+        let group = (executable, text(&record.container, "/image/name"));
         let groups = policies.entry(record.rule.name).or_default();
         if groups.len() >= GROUPS_LIMIT && !groups.contains_key(&group) {
             bail!(
@@ -125,8 +124,12 @@ fn read(input: impl Read, name: &str) -> anyhow::Result<BTreeMap<String, BTreeMa
     Ok(policies)
 }
 
+/// What holds of every exception by program.
+const TRUST: &str =
+    "# An exception holds for a program while nobody but root, or the image, can have put it there.\n";
+
 fn suggestions(policies: &BTreeMap<String, BTreeMap<Group, Seen>>) -> String {
-    let mut text = "policies:\n  overrides:\n".to_owned();
+    let mut text = TRUST.to_owned() + "policies:\n  overrides:\n";
     for (policy, groups) in policies {
         let (mut entries, mut refused) = (String::new(), String::new());
         for (group, seen) in groups {
@@ -148,21 +151,18 @@ fn suggestions(policies: &BTreeMap<String, BTreeMap<Group, Seen>>) -> String {
 }
 
 /// One exception, or why there is none.
-fn entry((executable, trusted, image): &Group) -> Result<String, &'static str> {
+fn entry((executable, image): &Group) -> Result<String, &'static str> {
     let Some(executable) = executable else { return Err("no exception, since the program is unknown") };
     if is_broad(executable) {
         return Err(
             "no exception, since whoever can run it could pass for it; name a script, a user or paths by hand",
         );
     }
-    if !trusted {
-        return Err("no exception would cover it, since others than root or the image can change it");
-    }
     let image = image.as_ref().map(|image| format!("        images: [{}]\n", quoted(&escaped(image))));
     Ok(format!("      - executables: [{}]\n{}", quoted(&escaped(executable)), image.unwrap_or_default()))
 }
 
-fn summary((executable, _, image): &Group, seen: &Seen) -> String {
+fn summary((executable, image): &Group, seen: &Seen) -> String {
     let mut paths: Vec<String> = seen.paths.iter().take(PATHS_SHOWN).map(|path| shown(path)).collect();
     if seen.paths.len() > PATHS_SHOWN {
         paths.push("…".to_owned());
