@@ -233,6 +233,8 @@ fn start_in(own: &Cgroup, binary: &OsStr, policies: &Path, cluster: &Cluster, st
         ("SHIP__SINK", "file".to_owned()),
         ("SHIP__FILE__PATH", state.join("alerts").display().to_string()),
         ("SHIP__STATE_DIR", state.display().to_string()),
+        // What is counted here is counted to the last open.
+        ("CAPTURE__SELF_TEST", "false".to_owned()),
     ] {
         command.env(format!("PATHWATCH__{name}"), value);
     }
