@@ -46,25 +46,28 @@ fn section(root: &Value, schema: &Value, defaults: &Value, depth: usize, text: &
             *text += &format!("{indent}# {line}\n");
         }
         let has_settings = inner.get("properties").is_some();
-        match defaults.get(name).unwrap_or(&Value::Null) {
-            Value::Null if has_settings => {
-                let mut inside = String::new();
-                section(root, inner, &Value::Null, 1, &mut inside);
-                *text += &format!("{indent}# {name}:\n");
-                inside.lines().for_each(|line| *text += &format!("{indent}# {line}\n"));
-            }
-            Value::Null => *text += &format!("{indent}# {name}:\n"),
-            value if has_settings => {
-                *text += &format!("{indent}{name}:\n");
-                section(root, inner, value, depth + 1, text);
-            }
-            value => {
-                let span = value.as_str().and_then(|text| text.parse::<SignedDuration>().ok());
-                let value = span.map_or_else(|| value.to_string(), |span| format!("{span:#}"));
-                *text += &format!("{indent}{name}: {value}\n");
-            }
+        let value = defaults.get(name).unwrap_or(&Value::Null);
+        if !has_settings {
+            *text += &match value {
+                value if value.is_null() => format!("{indent}# {name}:\n"),
+                value => format!("{indent}{name}: {}\n", told(value)),
+            };
+        } else if value.is_null() {
+            let mut inside = String::new();
+            section(root, inner, &Value::Null, 1, &mut inside);
+            *text += &format!("{indent}# {name}:\n");
+            inside.lines().for_each(|line| *text += &format!("{indent}# {line}\n"));
+        } else {
+            *text += &format!("{indent}{name}:\n");
+            section(root, inner, value, depth + 1, text);
         }
     }
+}
+
+/// A default as people write it.
+fn told(value: &Value) -> String {
+    let span = value.as_str().and_then(|text| text.parse::<SignedDuration>().ok());
+    span.map_or_else(|| value.to_string(), |span| format!("{span:#}"))
 }
 
 /// Lines of words.

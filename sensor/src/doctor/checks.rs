@@ -216,7 +216,7 @@ fn processes(config: &Config, own: &Own) -> Check {
     let profile = profile.filter(|name| name != "unconfined");
     let profile = profile.map_or(UNCONFINED.to_owned(), |name| format!("profile {name}"));
     let place = first.display();
-    if !first.exists() {
+    if fs::symlink_metadata(&first).is_err() {
         let remedy = "mount the node's /proc and name it in enrich.proc";
         return check("processes", Verdict::Fails, format!("{place} is not there"), remedy);
     }

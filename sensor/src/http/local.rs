@@ -55,7 +55,7 @@ pub async fn serve_local(
 /// A listener where nobody else listens.
 async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     let place = socket.display();
-    if let Some(directory) = socket.parent().filter(|directory| !directory.exists()) {
+    if let Some(directory) = socket.parent().filter(|directory| fs::metadata(directory).is_err()) {
         let made = fs::DirBuilder::new().recursive(true).mode(0o700).create(directory);
         made.with_context(|| format!("cannot make {}", directory.display()))?;
     }

@@ -131,8 +131,11 @@ const POLICIES: usize = 200;
 /// The series of all others.
 const OTHERS: &str = "(others)";
 
-/// Metrics of each program: name, help, and the number.
-const PROGRAMS: [(&str, &str, fn(&Program) -> f64); 2] = [
+/// Name and help of a metric, and its number of something.
+type Series<T, N> = (&'static str, &'static str, fn(&T) -> N);
+
+/// Metrics of each program.
+const PROGRAMS: [Series<Program, f64>; 2] = [
     (
         "capture_program_seconds",
         "Time that a program of the kernel side ran; 0 unless kernel.bpf_stats_enabled is set",
@@ -145,8 +148,8 @@ const PROGRAMS: [(&str, &str, fn(&Program) -> f64); 2] = [
     ),
 ];
 
-/// Metrics of each queue: name, help, and the number.
-const QUEUES: [(&str, &str, fn(&Queue) -> u64); 2] = [
+/// Metrics of each queue.
+const QUEUES: [Series<Queue, u64>; 2] = [
     ("queue_length", "What is in the queue that a stage fills", |queue| queue.length),
     ("queue_capacity", "What the queue may hold that a stage fills", |queue| queue.capacity),
 ];

@@ -1,7 +1,7 @@
 //! `pathwatch doctor` on the kernel that runs this: every way to reach a file that e2e/attack knows of, held to what the attack
 //! itself knows of what it did; and what it says where something is missing. With `table` it makes docs/coverage.md and
 //! docs/doctor.md of what several kernels have said.
-#![expect(clippy::unwrap_used, clippy::indexing_slicing, reason = "a test fails by panicking")]
+#![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what it says is its result")]
 mod conserve;
 mod lacking;

@@ -25,6 +25,7 @@ impl Eye {
     pub(crate) fn open(tells: bool) -> Self {
         let config = Config {
             mode: Mode::Fexit,
+            self_test: false,
             skip_self: false,
             walk_rounds: 64,
             watch_moves: tells,

@@ -78,12 +78,11 @@ fn kind(schema: &Value) -> String {
         let some = several.iter().find(|one| one.get("type").is_none_or(|kind| kind != "null"));
         return some.map(kind).unwrap_or_default();
     }
-    let of_type = schema.get("type").map_or(String::new(), |kind| match kind {
-        Value::Array(kinds) => {
-            kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null").unwrap_or_default().to_owned()
-        }
-        kind => kind.as_str().unwrap_or_default().to_owned(),
-    });
+    // One of several is null.
+    let kinds = schema.get("type").map(|kind| kind.as_array().cloned().unwrap_or_else(|| vec![kind.clone()]));
+    let kinds = kinds.unwrap_or_default();
+    let of_type =
+        kinds.iter().filter_map(Value::as_str).find(|kind| *kind != "null").unwrap_or_default().to_owned();
     match (of_type.as_str(), schema.get("items"), schema.get("additionalProperties")) {
         ("array", Some(items), _) => format!("list of {}", kind(items)),
         ("object", _, Some(values)) if values.is_object() => format!("map to {}", kind(values)),
