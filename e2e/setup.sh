@@ -223,6 +223,6 @@ step_siem() {
 
 [ $# -gt 0 ] || { sed -n '2,18s/^# \{0,1\}//p' "$0"; exit 64; }
 for step in "$@"; do
-  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e peers precision guests kafka cluster containers image node prometheus opensearch siem"
+  declare -F "step_$step" >/dev/null || fail "no step '$step'" "$0 build lint fuzz e2e docs peers precision guests kafka cluster containers image node prometheus opensearch siem"
   "step_$step"
 done

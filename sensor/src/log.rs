@@ -1,4 +1,4 @@
-//! The log on standard error: structured, so many lines of one place of the code and no more, its level changed while the process runs.
+//! The log on standard error, since standard output is alerts and nothing else: structured, so many lines of one place of the code and no more, its level changed while the process runs.
 use std::{
     collections::HashMap,
     io::IsTerminal as _,

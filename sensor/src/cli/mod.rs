@@ -89,7 +89,7 @@ enum Command {
     Man { directory: PathBuf },
     /// What doctor has a child do: go ways to a file
     #[command(name = crate::doctor::ATTACK, hide = true)]
-    Attack { directory: PathBuf, proc: PathBuf, cases: Vec<String> },
+    Attack { directory: PathBuf, proc: PathBuf },
     /// Check, explain and tune policies
     #[command(subcommand)]
     Policy(policy::Command),
@@ -229,9 +229,7 @@ pub fn main() -> ExitCode {
         Command::Config => reference::config().and_then(|text| policy::print(&text)),
         Command::Completions { shell } => policy::print(&reference::completions(*shell)),
         Command::Man { directory } => reference::man(directory),
-        Command::Attack { directory, proc, cases } => {
-            crate::doctor::act(directory, proc, cases).map_err(anyhow::Error::from)
-        }
+        Command::Attack { directory, proc } => crate::doctor::act(directory, proc).map_err(anyhow::Error::from),
         Command::Policy(command) => policy::run(command),
     };
     match outcome {
@@ -326,7 +324,7 @@ fn stop_with_reader(stop: CancellationToken) {
     });
 }
 
-/// Logs go to standard error, so that standard output is alerts and nothing else.
+/// Begins the log; that it cannot is the configuration's fault.
 fn start_log(config: &log::Config) -> Result<(), config::Error> {
     log::start(config).map_err(config::Error::new)
 }

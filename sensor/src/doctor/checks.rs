@@ -4,6 +4,7 @@ use std::fs;
 use rustix::process::{Resource, getrlimit};
 use serde::{Deserialize, Serialize};
 
+use super::elsewhere::{self, Version};
 use crate::{config::Config, hierarchy::Hierarchy};
 
 /// One thing that the sensor needs.
@@ -88,10 +89,8 @@ impl Own {
 }
 
 /// Major and minor number of the running kernel.
-fn version() -> Option<(u32, u32)> {
-    let release = rustix::system::uname().release().to_string_lossy().into_owned();
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit());
-    Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
+fn version() -> Option<Version> {
+    elsewhere::version(&rustix::system::uname().release().to_string_lossy())
 }
 
 fn kernel() -> Check {

@@ -5,7 +5,7 @@ use std::{
     process::Stdio,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU32, Ordering},
     },
     time::Duration,
 };
@@ -35,27 +35,25 @@ const SAID: u64 = 1 << 20;
 /// The command of this program that attacks.
 pub const ATTACK: &str = "attack";
 
-/// What it does: goes the ways of `only`, or all, in directories of `base`, and prints a line a case: its name, its process as
-/// `proc` has it, and why it was not done.
+/// What it does: goes every way, in directories of `base`, and prints a line a case: its name, its process as `proc` has it, and why
+/// it was not done.
 ///
 /// # Errors
 /// When nobody reads.
-pub fn act(base: &Path, proc: &Path, only: &[String]) -> std::io::Result<()> {
+pub fn act(base: &Path, proc: &Path) -> std::io::Result<()> {
     // It does not outlive who asked for it.
     set_parent_process_death_signal(Some(Signal::KILL))?;
     let mut out = std::io::stdout().lock();
-    for attack::Tried { name, pid, failed } in attack::run(base, only, proc) {
+    for attack::Tried { name, pid, failed } in attack::run(base, &[], proc) {
         writeln!(out, "{name}\t{pid}\t{}", failed.unwrap_or_default().replace(['\n', '\t'], " "))?;
     }
     out.flush()
 }
 
 /// Has a child do it, and returns its lines.
-pub(super) async fn attack(base: &Path, proc: &Path, only: &[String]) -> anyhow::Result<Vec<String>> {
+pub(super) async fn attack(base: &Path, proc: &Path) -> anyhow::Result<Vec<String>> {
     let mut command = itself();
-    let said = said(command.arg(ATTACK).arg(base).arg(proc).args(only), PATIENCE)
-        .await
-        .context("the self-test failed")?;
+    let said = said(command.arg(ATTACK).arg(base).arg(proc), PATIENCE).await.context("the self-test failed")?;
     Ok(said.lines().map(str::to_owned).collect())
 }
 
@@ -68,7 +66,7 @@ fn itself() -> Command {
 
 /// Runs a command to its end, and returns what it has said.
 async fn said(command: &mut Command, patience: Duration) -> anyhow::Result<String> {
-    // A group of its own, which ends as a whole.
+    // A group of its own, which ends as a whole if it takes too long.
     command.process_group(0).kill_on_drop(true);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
     let mut child = command.spawn()?;
@@ -88,15 +86,16 @@ async fn said(command: &mut Command, patience: Duration) -> anyhow::Result<Strin
     if said.is_empty() { bail!("it ended with {status} and said nothing") } else { Ok(said) }
 }
 
-/// Whether the self-test runs: then what children of this process do is its doing. A sensor has no other children.
+/// While the self-test runs, whose children do it: this process's number in /proc, and zero otherwise. A sensor has no other children.
 #[derive(Clone, Default)]
-pub struct Running(Arc<AtomicBool>);
+pub struct Running(Arc<AtomicU32>);
 
 impl Running {
     /// Whether the self-test made this event.
     #[must_use]
     pub fn made(&self, event: &Enriched) -> bool {
-        self.0.load(Ordering::Relaxed) && procfs::own_pid().is_some_and(|own| event.is_made_below(own))
+        let own = self.0.load(Ordering::Relaxed);
+        own != 0 && event.is_made_below(own)
     }
 }
 
@@ -143,11 +142,11 @@ pub async fn keep(
     (running, report): (Running, watch::Sender<Option<Arc<Report>>>),
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
-    running.0.store(true, Ordering::Relaxed);
+    running.0.store(procfs::own_pid().unwrap_or(0), Ordering::Relaxed);
     let examined = stop.run_until_cancelled(examined(&config, &sight)).await;
     tokio::spawn(async move {
         tokio::time::sleep(LINGER).await;
-        running.0.store(false, Ordering::Relaxed);
+        running.0.store(0, Ordering::Relaxed);
     });
     match examined {
         None => return Ok(()),

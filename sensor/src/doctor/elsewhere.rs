@@ -4,10 +4,10 @@ use crate::event::CaptureMode;
 const TABLE: &str = include_str!("../../../docs/coverage.md");
 
 /// Major and minor number of a kernel.
-type Version = (u32, u32);
+pub(super) type Version = (u32, u32);
 
 /// `6.12.57+deb13-amd64` is 6.12.
-fn version(release: &str) -> Option<Version> {
+pub(super) fn version(release: &str) -> Option<Version> {
     let mut numbers = release.split(|c: char| !c.is_ascii_digit());
     Some((numbers.next()?.parse().ok()?, numbers.next()?.parse().ok()?))
 }

@@ -105,7 +105,7 @@ pub async fn examine(config: &Config) -> Report {
     let checks = checks::all(config);
     let uname = rustix::system::uname();
     let kernel = format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy());
-    let tried = attacked(config, &[]).await;
+    let tried = attacked(config).await;
     let refused =
         |why: &anyhow::Error| why.downcast_ref::<capture::Error>().is_some_and(capture::Error::is_not_permitted);
     let forbidden = checks.iter().any(|check| check.verdict == Verdict::Fails && check.is_permission);
@@ -162,18 +162,16 @@ fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight
     }
 }
 
-/// Goes the ways of `only`, or all, under the eyes of capture and enrichment, and says what was seen of each.
-///
-/// # Errors
-/// When there is no place to do it, capture cannot start, or the child fails.
-pub async fn attacked(config: &Config, only: &[String]) -> anyhow::Result<Observed<Vec<Answer>>> {
+/// Goes every way under the eyes of capture and enrichment, and says what was seen of each; an error if there is no place to do it,
+/// capture cannot start, or the child fails.
+async fn attacked(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
     let base = place(config)?;
     let directory = base.path().canonicalize().context("cannot find the directory of the self-test again")?;
     let mut config = config.clone();
     config.enrich.kubernetes = enrich::Kubernetes::Off;
     config.enrich.kubeconfig = None;
     let policies = policies(&directory)?;
-    let deed = child::attack(&directory, &config.enrich.proc, only);
+    let deed = child::attack(&directory, &config.enrich.proc);
     let Observed { sight, events, metrics, done } = observe(&config, policies, deed).await?;
     let answers =
         done?.iter().map(|line| answer(line, &directory, sight.mode, &events)).collect::<anyhow::Result<_>>()?;
