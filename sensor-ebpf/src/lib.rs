@@ -50,7 +50,7 @@ pub enum Hook {
     DoUnlinkat = 6,
     /// Around `do_rmdir` (`filename_rmdir` from 7.3): rmdir(2) and its kin.
     DoRmdir = 7,
-    /// Around `__x64_sys_truncate`: truncate(2) that found no file.
+    /// Around the system call itself, `__x64_sys_truncate` or `__arm64_sys_truncate`: truncate(2) that found no file.
     SysTruncate = 8,
     /// BTF tracepoint `sched_process_exec`: an [`OpenRecord`] of the program.
     SchedProcessExec = 9,

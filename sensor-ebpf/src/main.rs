@@ -6,6 +6,8 @@
 fn main() {}
 
 #[cfg(target_arch = "bpf")]
+mod arch;
+#[cfg(target_arch = "bpf")]
 mod filter;
 #[cfg(target_arch = "bpf")]
 mod hooks;

@@ -40,16 +40,22 @@ pub(crate) fn by_stale_handle(stage: &Stage) -> Result {
     fails(stage.act(|| raw(libc::SYS_open_by_handle_at, arguments)), libc::EPERM)
 }
 
-/// The smallest program there is (elf(5)): header, one segment, and `exit(0)`. It opens nothing.
+/// What the kernel knows this machine by (elf(5)), and `exit(0)` for it.
 #[cfg(target_arch = "x86_64")]
+const MACHINE: (u64, &[u8]) = (62, b"\xb8\x3c\x00\x00\x00\x31\xff\x0f\x05"); // mov eax, 60; xor edi, edi; syscall
+#[cfg(target_arch = "aarch64")]
+const MACHINE: (u64, &[u8]) = (183, b"\xa8\x0b\x80\xd2\x00\x00\x80\xd2\x01\x00\x00\xd4"); // mov x8, #93; mov x0, #0; svc #0
+
+/// The smallest program there is: header, one segment, and its code. It opens nothing.
 fn program() -> Vec<u8> {
+    let (machine, code) = MACHINE;
     let mut bytes = b"\x7fELF\x02\x01\x01".to_vec();
     bytes.resize(16, 0);
     let mut put = |value: u64, len: usize| bytes.extend(value.to_le_bytes().iter().take(len));
     // Type, machine, version, entry, and where the segment's header is; flags, sizes and counts.
     [
         (2, 2),
-        (62, 2),
+        (machine, 2),
         (1, 4),
         (0x40_0078, 8),
         (64, 8),
@@ -65,11 +71,11 @@ fn program() -> Vec<u8> {
     .into_iter()
     .for_each(|(value, len)| put(value, len));
     // The segment: all of the file, to be read and run.
-    [(1, 4), (5, 4), (0, 8), (0x40_0000, 8), (0x40_0000, 8), (129, 8), (129, 8), (4096, 8)]
+    let size = 120 + code.len() as u64;
+    [(1, 4), (5, 4), (0, 8), (0x40_0000, 8), (0x40_0000, 8), (size, 8), (size, 8), (4096, 8)]
         .into_iter()
         .for_each(|(value, len)| put(value, len));
-    // mov eax, 60; xor edi, edi; syscall
-    bytes.extend(b"\xb8\x3c\x00\x00\x00\x31\xff\x0f\x05");
+    bytes.extend(code);
     bytes
 }
 
@@ -134,6 +140,12 @@ pub(crate) fn of_32_bits(stage: &Stage) -> Result {
         return Err(Failed("this kernel has no system calls of 32 bits".to_owned()));
     }
     if (result as i32) < 0 { Err(Failed(format!("errno {}", -(result as i32)))) } else { Ok(()) }
+}
+
+/// Only x86_64 lets a program of 64 bits make a call of 32.
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn of_32_bits(_: &Stage) -> Result {
+    Err(Failed("on this machine, programs of 64 bits make no calls of 32".to_owned()))
 }
 
 /// A message with one descriptor (cmsg(3)): length, level, type, and the descriptor.

@@ -1,12 +1,12 @@
 //! Files that get another name, or lose one.
 use std::{fs, path::Path};
 
-use libc::{AT_FDCWD, SYS_linkat, SYS_renameat2, SYS_rmdir, SYS_unlinkat};
+use libc::{AT_FDCWD, SYS_linkat, SYS_renameat2, SYS_unlinkat};
 
 use crate::{
     Failed, Stage,
     names::{fails, nobody},
-    sys::{Result, bind, must, one, private_mounts, raw, two},
+    sys::{Result, bind, must, one, private_mounts, two},
 };
 
 const RENAME_EXCHANGE: usize = 2;
@@ -80,8 +80,19 @@ pub(crate) fn removed_denied(stage: &Stage) -> Result {
 
 pub(crate) fn removed_directory(stage: &Stage) -> Result {
     fs::create_dir(&stage.secret).map_err(|why| Failed(why.to_string()))?;
-    let name = crate::sys::c(&stage.secret);
-    done("rmdir", stage.act(|| raw(SYS_rmdir, [name.as_ptr() as usize, 0, 0, 0, 0, 0])))
+    done("rmdir", stage.act(|| rmdir(&stage.secret)))
+}
+
+#[cfg(target_arch = "x86_64")]
+fn rmdir(path: &Path) -> std::result::Result<i64, i32> {
+    let name = crate::sys::c(path);
+    crate::sys::raw(libc::SYS_rmdir, [name.as_ptr() as usize, 0, 0, 0, 0, 0])
+}
+
+/// Elsewhere it is a flag of unlinkat(2).
+#[cfg(not(target_arch = "x86_64"))]
+fn rmdir(path: &Path) -> std::result::Result<i64, i32> {
+    one(SYS_unlinkat, path, libc::AT_REMOVEDIR as usize)
 }
 
 /// What editors and `sed -i` do, by a relative name.

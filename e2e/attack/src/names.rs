@@ -5,7 +5,7 @@ use libc::{AT_FDCWD, O_CREAT, O_DIRECTORY, O_NONBLOCK, O_PATH, O_RDONLY, O_RDWR,
 
 use crate::{
     Failed, Stage,
-    sys::{self, Result, at, c, must, open, opened, raw, to},
+    sys::{self, CWD, Result, at, c, must, open, opened, raw, to},
 };
 
 /// Opens it, which must succeed.
@@ -73,9 +73,15 @@ pub(crate) fn in_root(stage: &Stage) -> Result {
     stage.act(call).map(drop)
 }
 
+#[cfg(target_arch = "x86_64")]
 pub(crate) fn creat(stage: &Stage) -> Result {
     let name = c(&stage.secret);
     stage.act(|| must("creat", libc::SYS_creat, [name.as_ptr() as usize, 0o600, 0, 0, 0, 0])).map(drop)
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+pub(crate) fn creat(_: &Stage) -> Result {
+    Err(Failed("this machine has no creat(2)".to_owned()))
 }
 
 pub(crate) fn create(stage: &Stage) -> Result {
@@ -118,7 +124,7 @@ pub(crate) fn directory(stage: &Stage) -> Result {
 pub(crate) fn fifo(stage: &Stage) -> Result {
     let name = c(&stage.secret);
     let kind = (libc::S_IFIFO | 0o600) as usize;
-    must("mknod", libc::SYS_mknod, [name.as_ptr() as usize, kind, 0, 0, 0, 0])?;
+    must("mknodat", libc::SYS_mknodat, [CWD, name.as_ptr() as usize, kind, 0, 0, 0])?;
     stage.act(|| opened(AT_FDCWD, &stage.secret, O_RDONLY | O_NONBLOCK)).map(drop)
 }
 
@@ -197,14 +203,14 @@ pub(crate) fn too_many_links(stage: &Stage) -> Result {
 pub(crate) fn nobody(stage: &Stage) -> Result {
     for directory in [Some(stage.dir.as_path()), stage.dir.parent()].into_iter().flatten() {
         let name = c(directory);
-        must("chmod", libc::SYS_chmod, [name.as_ptr() as usize, 0o755, 0, 0, 0, 0])?;
+        must("fchmodat", libc::SYS_fchmodat, [CWD, name.as_ptr() as usize, 0o755, 0, 0, 0])?;
     }
     must("setresuid", libc::SYS_setresuid, [65534, 65534, 65534, 0, 0, 0]).map(drop)
 }
 
 pub(crate) fn denied(stage: &Stage) -> Result {
     let name = c(&stage.secret);
-    must("chmod", libc::SYS_chmod, [name.as_ptr() as usize, 0o600, 0, 0, 0, 0])?;
+    must("fchmodat", libc::SYS_fchmodat, [CWD, name.as_ptr() as usize, 0o600, 0, 0, 0])?;
     nobody(stage)?;
     fails(stage.act(|| open(AT_FDCWD, &stage.secret, O_RDONLY)), libc::EACCES)
 }

@@ -39,7 +39,7 @@ pub(crate) fn to<T: ?Sized>(value: &mut T) -> usize {
     std::ptr::from_mut(value).cast::<u8>() as usize
 }
 
-const CWD: usize = libc::AT_FDCWD as usize;
+pub(crate) const CWD: usize = libc::AT_FDCWD as usize;
 
 /// openat(2), whatever comes of it.
 pub(crate) fn open(directory: i32, path: impl AsRef<Path>, flags: i32) -> std::result::Result<i32, i32> {
@@ -102,7 +102,7 @@ pub(crate) fn close(fd: i32) {
 
 /// fork(2): zero in the child.
 pub(crate) fn fork() -> Result<i32> {
-    must("fork", libc::SYS_fork, [0; 6])
+    must("clone", libc::SYS_clone, [libc::SIGCHLD as usize, 0, 0, 0, 0, 0])
 }
 
 /// Waits for a child's end and returns its status.

@@ -7,23 +7,12 @@ use sensor_ebpf::{
 
 use super::open::{AT_FDCWD, base, begin, file_of, flag_chroot, put_file};
 use crate::{
+    arch::{Flags, Form, SystemCall},
     filter,
-    kernel::{Address, FILE_F_FLAGS, TASK_THREAD_INFO, THREAD_INFO_STATUS, constant, read, read_user},
+    kernel::{Address, FILE_F_FLAGS, constant, read, read_user},
     path::{Depth, put_above, put_base, put_path, root_of},
     record::{Builder, Kept, Room, Source, Start},
-    task,
 };
-
-/// Members of x86_64's `struct pt_regs` (arch/x86/include/asm/ptrace.h) that hold a system call's number and its
-/// first arguments.
-const ORIG_AX: usize = 120;
-const NATIVE: [usize; 5] = [112, 104, 96, 56, 72]; // di, si, dx, r10, r8
-const COMPAT: [usize; 5] = [40, 88, 96, 104, 112]; // bx, cx, dx, si, di
-
-/// In `thread_info.status`: this is a 32-bit system call (arch/x86/include/asm/thread_info.h).
-const TS_COMPAT: u32 = 2;
-/// In the number of a system call of the x32 ABI, which otherwise numbers these calls as x86_64 does.
-const X32: u64 = 0x4000_0000;
 
 /// Flags of open(2) that `f_flags` forgets after the open: O_CREAT | O_EXCL | O_NOCTTY | O_TRUNC.
 const FORGOTTEN: u32 = 0o1700;
@@ -113,81 +102,27 @@ fn finish(record: Builder) {
     record.submit();
 }
 
-/// Where a call has its arguments.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    /// A name.
-    Name,
-    /// A directory's descriptor and a name below it.
-    At,
-    /// Two names.
-    Pair,
-    /// Two names, each below a descriptor.
-    PairAt,
-    /// A handle.
-    Handle,
-}
-
-/// Where a call has its flags.
-#[derive(Clone, Copy)]
-enum Flags {
-    No,
-    Argument(usize),
-    /// As creat(2) has them.
-    Creat,
-    /// In the first word of `struct open_how`. The process may have changed it since; what the open really did is in
-    /// `f_flags` and `f_mode`.
-    How,
-}
-
-/// What a call is, by numbers of arch/x86/entry/syscalls/syscall_32.tbl and syscall_64.tbl.
-#[inline(always)]
-fn known(compat: bool, number: u64) -> Option<(What, Form, Flags)> {
-    Some(match (compat, if compat { number } else { number & !X32 }) {
-        (true, 5) | (false, 2) => (What::Open, Form::Name, Flags::Argument(1)),
-        (true, 8) | (false, 85) => (What::Open, Form::Name, Flags::Creat),
-        (true, 295) | (false, 257) => (What::Open, Form::At, Flags::Argument(2)),
-        (_, 437) => (What::Open, Form::At, Flags::How),
-        (true, 342) | (false, 304) => (What::Open, Form::Handle, Flags::Argument(2)),
-        // truncate, and of 32 bits truncate64
-        (true, 92 | 193) | (false, 76) => (What::Truncate, Form::Name, Flags::No),
-        // unlink, rmdir, unlinkat
-        (true, 10 | 40) | (false, 87 | 84) => (What::Delete, Form::Name, Flags::No),
-        (true, 301) | (false, 263) => (What::Delete, Form::At, Flags::No),
-        // rename, renameat, renameat2
-        (true, 38) | (false, 82) => (What::Rename, Form::Pair, Flags::No),
-        (true, 302) | (false, 264) => (What::Rename, Form::PairAt, Flags::No),
-        (true, 353) | (false, 316) => (What::Rename, Form::PairAt, Flags::Argument(4)),
-        (true, 9) | (false, 86) => (What::Link, Form::Pair, Flags::No),
-        (true, 303) | (false, 265) => (What::Link, Form::PairAt, Flags::Argument(4)),
-        _ => return None,
-    })
-}
-
 /// The arguments of a call that opens or names files; None for every other call.
 #[inline(always)]
-fn call(regs: u64) -> Option<Call> {
-    let status: u32 = read(task::current(), constant(&TASK_THREAD_INFO) + constant(&THREAD_INFO_STATUS));
-    let compat = status & TS_COMPAT != 0;
-    let (what, form, flags) = known(compat, read(regs, ORIG_AX))?;
-    let registers = if compat { COMPAT } else { NATIVE };
-    let argument = |at: usize| -> u64 { read(regs, registers.get(at).copied().unwrap_or_default()) };
+fn call(registers: u64) -> Option<Call> {
+    let call = SystemCall::of(registers);
+    let (what, form, flags) = call.known()?;
     let below = form == Form::At || form == Form::PairAt;
     let target = match form {
-        Form::Pair => (AT_FDCWD, argument(1)),
-        Form::PairAt => (argument(2) as i32, argument(3)),
+        Form::Pair => (AT_FDCWD, call.argument(1)),
+        Form::PairAt => (call.argument(2) as i32, call.argument(3)),
         Form::Name | Form::At | Form::Handle => (0, 0),
     };
     let flags = match flags {
         Flags::No => 0,
-        Flags::Argument(at) => argument(at) as u32,
+        Flags::Argument(at) => call.argument(at) as u32,
         Flags::Creat => CREAT,
-        Flags::How => read_user::<u64>(argument(2)) as u32,
+        Flags::How => read_user::<u64>(call.argument(2)) as u32,
     };
     Some(Call {
         what,
-        dirfd: if below { argument(0) as i32 } else { AT_FDCWD },
-        name: if form == Form::Handle { 0 } else { argument(usize::from(below)) },
+        dirfd: if below { call.argument(0) as i32 } else { AT_FDCWD },
+        name: if form == Form::Handle { 0 } else { call.argument(usize::from(below)) },
         // The kernel ignores a flag that it does not know from user space; here 0x20 would be its own mark of an exec.
         flags: flags & !FMODE_EXEC,
         target,

@@ -14,15 +14,13 @@ use super::{
     open::{AT_FDCWD, begin, flag_chroot, put_dentry},
 };
 use crate::{
+    arch::FIRST,
     filter,
     kernel::{Address, path_at, read},
     maps,
     path::{Depth, put_above, put_path, root_of},
     record::{Kept, Room, Source},
 };
-
-/// The first argument of a system call in `struct pt_regs` (arch/x86/include/asm/ptrace.h): `di`.
-const FIRST: usize = 112;
 
 // match-proto: long vfs_truncate(const struct path *path, loff_t length)
 // match-proto: int vfs_truncate(const struct path *path, loff_t length)
@@ -52,6 +50,7 @@ fn try_vfs_truncate(ctx: &FExitContext) -> Option<()> {
 }
 
 // match-proto: long __x64_sys_truncate(const struct pt_regs *regs)
+// match-proto: long __arm64_sys_truncate(const struct pt_regs *regs)
 #[fentry(function = "__x64_sys_truncate")]
 fn sys_truncate_entry(ctx: FEntryContext) -> i32 {
     let name = Source::User(read(ctx.arg(0), FIRST));

@@ -67,7 +67,10 @@ const RMDIR: &[&str] = &[
     "int do_rmdir(int dfd, struct filename *name)",
     "long do_rmdir(int dfd, struct filename *name)",
 ];
-const TRUNCATE: &[&str] = &["long __x64_sys_truncate(const struct pt_regs *regs)"];
+const TRUNCATE: &[&str] = &[
+    "long __x64_sys_truncate(const struct pt_regs *regs)",
+    "long __arm64_sys_truncate(const struct pt_regs *regs)",
+];
 const HANDLE: &[&str] = &["long do_handle_open(int mountdirfd, struct file_handle *ufh, int open_flag)"];
 
 /// All programs that need a function of the kernel, in the order in which they are attached: ends of calls before their

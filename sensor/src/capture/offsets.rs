@@ -36,6 +36,8 @@ const MEMBERS: &[(&str, &str, &[&str])] = &[
     ("TASK_PID", "task_struct", &["pid"]),
     ("TASK_COMM", "task_struct", &["comm"]),
     ("TASK_THREAD_INFO", "task_struct", &["thread_info"]),
+    // Others tell a 32-bit program by its registers.
+    #[cfg(target_arch = "x86_64")]
     ("THREAD_INFO_STATUS", "thread_info", &["status"]),
     ("TASK_FILES", "task_struct", &["files"]),
     ("TASK_FS", "task_struct", &["fs"]),
