@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 # apt-root.sh DIR update|madison|names|download ARG...   an apt of its own that downloads and never installs,
 # with the Debian suites that hold the guests' kernels and rust-src. Bases come from the machine's own sources.
+#   APT_ARCHITECTURE=arm64  of that architecture's packages, instead of this machine's
 set -euo pipefail
 dir=$1 verb=$2; shift 2
 key=/usr/share/keyrings/debian-archive-keyring.gpg
 apt=(-o "Dir=$dir" -o "Dir::State::status=$dir/status" -o APT::Sandbox::User=root -o Acquire::Languages=none -o Acquire::Retries=3 -qq)
+[ -z "${APT_ARCHITECTURE:-}" ] || apt+=(-o "APT::Architecture=$APT_ARCHITECTURE" -o "APT::Architectures::=$APT_ARCHITECTURE")
 
 update() {
   # Kernels vanish from the archive as new ones come: a list of yesterday may name what is gone.
@@ -31,5 +33,5 @@ case $verb in
   madison) apt-cache "${apt[@]}" madison "$@" ;;
   names) apt-cache "${apt[@]}" pkgnames "$@" ;;
   download) apt-get "${apt[@]}" download "$@" ;;
-  *) sed -n 2,3p "$0" >&2; exit 64 ;;
+  *) sed -n 2,4p "$0" >&2; exit 64 ;;
 esac

@@ -10,7 +10,7 @@ locked=$PWD/target/guests/coverage-locked.txt
 GUEST_CMDLINE=lockdown=confidentiality run "$PWD/e2e/guest.sh', '6.12" locked-down | tee "$locked" | grep -v $'^DOCTOR\t'
 files=("$locked"); for kernel in "$@" this; do files+=("$PWD/target/guests/coverage-$kernel.txt"); done
 before=$(cat docs/coverage.md 2>/dev/null || true)
-run env table "$PWD/docs" "${files[@]}"
+run env table "$PWD"/docs/{coverage,doctor}.md "${files[@]}"
 # Another machine's own kernel may show other things; what the guests say is the same everywhere.
 columns() { awk -F'|' '/^\|/ { for (n = 2; n < NF - 1; n++) printf "%s|", $n; print "" }' <<<"$1"; }
 if [ "$(columns "$before")" != "$(columns "$(cat docs/coverage.md)")" ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7)
+# guest.sh fetch KERNEL            downloads and unpacks a Debian kernel (5.10, 6.1, 6.12, 7; 6.1-arm64, 6.12-arm64)
 # guest.sh KERNEL BINARY [ARG...]  boots it in QEMU and runs the static BINARY there, as root, under busybox
 #   GUEST_TIMEOUT=900  seconds until a hang is killed    GUEST_MEMORY=1024  MiB    GUEST_CMDLINE=  more kernel arguments
 #   GUEST_CPU='-smp 2'  arguments of QEMU's about CPUs      GUEST_FILES=DIR  what else is in the guest's root
@@ -15,6 +15,8 @@ declare -A packages=(
   [6.1]='^linux-image-6\.1\.0-[0-9]+-cloud-amd64$'
   [6.12]='^linux-image-6\.12\.[0-9]+\+deb12-cloud-amd64$'
   [7]='^linux-binary-7\.[0-9.]+\+deb13-cloud-amd64$'
+  [6.1-arm64]='^linux-image-6\.1\.0-[0-9]+-cloud-arm64$'
+  [6.12-arm64]='^linux-image-6\.12\.[0-9]+\+deb12-cloud-arm64$'
 )
 
 # What a guest needs to be a Kubernetes node: a disk, a network, containers.
@@ -24,17 +26,19 @@ fetch() {
   local kernel=$1 dir=$cache/kernels/$1 pattern=${packages[$1]:-} package work module found
   [ -n "$pattern" ] || { echo "guest: no kernel '$kernel'; known: ${!packages[*]}" >&2; exit 64; }
   [ -e "$dir/modules/.complete" ] && return
-  "$here/apt-root.sh" "$cache/apt" update
-  package=$("$here/apt-root.sh" "$cache/apt" names linux- | grep -E "$pattern" | sort -V | tail -n 1)
+  local apt=$cache/apt modules=$MODULES
+  case $kernel in *-arm64) apt=$cache/apt-arm64 modules=overlay; export APT_ARCHITECTURE=arm64 ;; esac
+  "$here/apt-root.sh" "$apt" update
+  package=$("$here/apt-root.sh" "$apt" names linux- | grep -E "$pattern" | sort -V | tail -n 1)
   [ -n "$package" ] || { echo "guest: the archive has no package like $pattern" >&2; exit 1; }
   echo "setup: fetching the guest kernel $package" >&2
   work=$dir.new; rm -rf "$work"; mkdir -p "$work"
   # From 7 on the modules are a package of their own.
   local debs=("$package"); [ "${package#linux-binary-}" = "$package" ] || debs+=("linux-modules-${package#linux-binary-}")
-  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download "${debs[@]}" && for deb in ./*.deb; do dpkg -x "$deb" .; done)
+  (cd "$work" && "$here/apt-root.sh" "$apt" download "${debs[@]}" && for deb in ./*.deb; do dpkg -x "$deb" .; done)
   mv "$(find "$work" -name 'vmlinuz*' -type f | head -n 1)" "$work.vmlinuz"
   mkdir -p "$work.modules"
-  for module in $MODULES; do
+  for module in $modules; do
     found=$(find "$work" -name "$module.ko*" -type f | head -n 1)
     [ -n "$found" ] || { echo "guest: $package has no module $module" >&2; exit 1; }
     case $found in *.xz) xz -dc "$found" >"$work.modules/$module.ko" ;; *) cp "$found" "$work.modules/$module.ko" ;; esac
@@ -47,10 +51,17 @@ fetch() {
 if [ "$1" = fetch ]; then fetch "$2"; exit; fi
 kernel=$1 binary=$2; shift 2
 fetch "$kernel"
+# Of what machine it is, and what is different there.
+case $kernel in
+  *-arm64) busybox=$cache/busybox-arm64 console=ttyAMA0 machine=(qemu-system-aarch64 -M virt -cpu neoverse-n1) ;;
+  *) busybox=$cache/busybox console=ttyS0 machine=(qemu-system-x86_64 -cpu max) ;;
+esac
+# arm64 has no fexit before 6.4 (DYNAMIC_FTRACE_WITH_DIRECT_CALLS).
+case $kernel in 6.1-arm64) require= ;; *) require=PATHWATCH_REQUIRE_FEXIT=1 ;; esac
 
 work=$(mktemp -d "${TMPDIR:-/tmp}/pathwatch-guest.XXXXXX"); trap 'rm -rf "$work"' EXIT
 root=$work/root; mkdir -p "$root"/{bin,dev,etc,proc,sys,tmp}
-cp "$cache/busybox" "$root/bin/busybox"
+cp "$busybox" "$root/bin/busybox"
 cp "$binary" "$root/bin/workload"
 cp "$cache/kernels/$kernel/modules/overlay.ko" "$root/"
 [ -z "${GUEST_FILES:-}" ] || cp -a "$GUEST_FILES/." "$root/"
@@ -66,7 +77,7 @@ chmod +x "$root/init"
 cat > "$root/start" <<S
 #!/bin/busybox sh
 /bin/busybox --install -s /bin
-export PATH=/bin HOME=/ RUST_BACKTRACE=1 PATHWATCH_REQUIRE_FEXIT=1
+export PATH=/bin HOME=/ RUST_BACKTRACE=1 $require
 mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
@@ -85,9 +96,9 @@ chmod +x "$root/start"
 (cd "$root" && find . | cpio -o -H newc --quiet | gzip -1) > "$work/initrd"
 
 run() {
-  timeout --foreground "${GUEST_TIMEOUT:-900}" qemu-system-x86_64 -accel tcg -cpu max -m "${GUEST_MEMORY:-1024}" ${GUEST_CPU:--smp 2} \
+  timeout --foreground "${GUEST_TIMEOUT:-900}" "${machine[@]}" -accel tcg -m "${GUEST_MEMORY:-1024}" ${GUEST_CPU:--smp 2} \
     -nographic -no-reboot -nic none -kernel "$cache/kernels/$kernel/vmlinuz" -initrd "$work/initrd" \
-    -append "console=ttyS0 quiet loglevel=1 panic=-1 rdinit=/init ${GUEST_CMDLINE:-}" </dev/null 2>&1
+    -append "console=$console quiet loglevel=1 panic=-1 rdinit=/init ${GUEST_CMDLINE:-}" </dev/null 2>&1
   echo "QEMU-EXIT $?"
 }
 up= status=125 before=() int3=

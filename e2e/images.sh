@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# images.sh sensor BINARY    the sensor's image of that static binary: target/image/pathwatch.tar
+# images.sh sensor BINARY [arm64]   the sensor's image of that static binary: target/image/pathwatch[-arm64].tar
 # images.sh tools            what a test cluster's pods are made of: pause.tar and busybox.tar in the cache
 # Built by buildah, without a Docker engine and without a registry; the archives are OCI's.
 set -euo pipefail
@@ -39,25 +39,26 @@ tools() {
 }
 
 sensor() {
-  local binary=$1 context=$store/context version
+  local binary=$1 arch=${2:-} context=$store/context version archive
+  archive=$root/target/image/pathwatch${arch:+-$arch}.tar
   mkdir -p "$context/target/image" "$root/target/image"
   cp "$binary" "$context/target/image/pathwatch"
-  strip "$context/target/image/pathwatch"
+  "${arch:+aarch64-linux-gnu-}strip" "$context/target/image/pathwatch"
   cp /etc/ssl/certs/ca-certificates.crt "$context/target/image/"
   cp -r "$root/policies" "$context/policies"
   version=$(awk -F'"' '/^version/ { print $2; exit }' "$root/Cargo.toml")
   "$here/sbom.py" "$root/Cargo.toml" "$root/Cargo.lock" >"$context/target/image/sbom.cdx.json"
   "$here/notices.py" >"$context/target/image/THIRD-PARTY.txt"
-  image "ghcr.io/pathwatch/pathwatch:$version" "$context" "$root/Dockerfile" "$root/target/image/pathwatch.tar" \
+  image "ghcr.io/pathwatch/pathwatch:$version" "$context" "$root/Dockerfile" "$archive" ${arch:+--arch "$arch"} \
     --build-arg FILES=prebuilt --build-arg "VERSION=$version" \
     --build-arg "REVISION=$(git -C "$root" rev-parse HEAD 2>/dev/null || echo unknown)"
-  local size; size=$(du -b "$root/target/image/pathwatch.tar" | cut -f1)
-  printf 'image: ghcr.io/pathwatch/pathwatch:%s, %d.%d MB, in target/image/pathwatch.tar\n' "$version" $((size / 1000000)) $((size / 100000 % 10))
+  local size; size=$(du -b "$archive" | cut -f1)
+  printf 'image: ghcr.io/pathwatch/pathwatch:%s, %d.%d MB, in %s\n' "$version" $((size / 1000000)) $((size / 100000 % 10)) "${archive#"$root/"}"
   [ "$size" -le 20000000 ] || { echo "image: more than 20 MB"; exit 1; }
 }
 
 case ${1:-} in
   tools) tools ;;
-  sensor) sensor "${2:?BINARY}" ;;
+  sensor) sensor "${2:?BINARY}" "${@:3}" ;;
   *) sed -n '2,4s/^# \{0,1\}//p' "$0"; exit 64 ;;
 esac

@@ -8,6 +8,7 @@
 #   peers   other sensors, which are measured as well: unpacked, not installed
 #   precision  what makes a Debian of a guest's own
 #   guests  QEMU and the kernels of $GUEST_KERNELS (default: 5.10 6.12), see guest.sh
+#   arm64   what compiles for arm64 and runs that: a cross compiler, OpenSSL, Rust's standard library, QEMU
 #   kafka   a JDK, Maven, Apache Kafka's jars, kcat
 #   cluster etcd, Kubernetes' programs and helm, built with Go; openssl for their certificates
 #   containers  containerd, ctr and runc
@@ -100,18 +101,24 @@ step_e2e() { packages python3=python3-minimal script=bsdutils; }
 
 step_docs() { packages python3=python3-minimal jq=jq; }
 
-# Unpacked, not installed: on an ordinary machine its place is taken by the dynamic one.
+# unpacked DIR DIR-OF-APT PACKAGE...: Debian packages below DIR, not installed.
+unpacked() {
+  local dir=$1 apt=$2 deb; shift 2
+  rm -rf "$dir"; mkdir -p "$dir"
+  "$here/apt-root.sh" "$apt" update
+  (cd "$dir" && "$here/apt-root.sh" "$apt" download "$@" && for deb in ./*.deb; do dpkg -x "$deb" .; rm "$deb"; done)
+}
+
+# busybox FILE DIR-OF-APT: on an ordinary machine the place of the static one is taken by the dynamic one.
 busybox() {
-  [ ! -e "$cache/busybox" ] || return 0
-  local work=$cache/busybox.new; rm -rf "$work"; mkdir -p "$work"
-  "$here/apt-root.sh" "$cache/apt" update
-  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download busybox-static && dpkg -x ./*.deb .)
-  mv "$(find "$work" -path '*/bin/busybox' -type f | head -n 1)" "$cache/busybox"; rm -rf "$work"
+  [ ! -e "$1" ] || return 0
+  unpacked "$1.new" "$2" busybox-static
+  mv "$(find "$1.new" -path '*/bin/busybox' -type f | head -n 1)" "$1"; rm -rf "$1.new"
 }
 
 step_guests() {
   packages qemu-system-x86_64=qemu-system-x86 cpio=cpio xz=xz-utils mkfs.ext4=e2fsprogs
-  busybox
+  busybox "$cache/busybox" "$cache/apt"
   local kernel
   for kernel in ${GUEST_KERNELS:-5.10 6.12}; do "$here/guest.sh" fetch "$kernel"; done
 }
@@ -120,13 +127,24 @@ step_guests() {
 step_peers() {
   [ ! -e "$cache/peers/.complete" ] || return 0
   say "fetching opensnoop, fatrace and auditd (6 MB)"
-  local work=$cache/peers deb; rm -rf "$work"; mkdir -p "$work"
-  "$here/apt-root.sh" "$cache/apt" update
-  (cd "$work" && "$here/apt-root.sh" "$cache/apt" download libbpf-tools fatrace auditd libc6 libelf1 zlib1g libaudit1 libauparse0 \
-    libcap-ng0 libwrap0 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2 libkrb5support0 libkeyutils1 libnsl2 libtirpc3)
-  for deb in "$work"/*.deb; do dpkg -x "$deb" "$work/root"; rm "$deb"; done
+  local work=$cache/peers
+  unpacked "$work/root" "$cache/apt" libbpf-tools fatrace auditd libc6 libelf1 zlib1g libaudit1 libauparse0 \
+    libcap-ng0 libwrap0 libgssapi-krb5-2 libkrb5-3 libk5crypto3 libcom-err2 libkrb5support0 libkeyutils1 libnsl2 libtirpc3
   rm -rf "$work/root/usr/share"
   touch "$work/.complete"
+}
+
+# std is built of the source that core's is built of: a `rustup target add` for machines on which rustup cannot download.
+step_arm64() {
+  packages qemu-system-aarch64=qemu-system-arm cpio=cpio xz=xz-utils aarch64-linux-gnu-gcc=gcc-aarch64-linux-gnu aarch64-linux-gnu-g++=g++-aarch64-linux-gnu \
+    /usr/aarch64-linux-gnu/lib/libc.a=libc6-dev-arm64-cross
+  export APT_ARCHITECTURE=arm64
+  busybox "$cache/busybox-arm64" "$cache/apt-arm64"
+  [ -e "$cache/arm64-openssl/usr/include/openssl/ssl.h" ] || unpacked "$cache/arm64-openssl" "$cache/apt-arm64" libssl-dev
+  unset APT_ARCHITECTURE
+  rust_src
+  "$here/arm64.sh" std
+  local kernel; for kernel in ${ARM64_KERNELS:-6.1-arm64 6.12-arm64}; do "$here/guest.sh" fetch "$kernel"; done
 }
 
 step_precision() { packages python3=python3-minimal mmdebstrap=mmdebstrap mkfs.ext4=e2fsprogs; }
@@ -185,7 +203,7 @@ step_image() {
 step_node() {
   step_image
   packages ip=iproute2 nsenter=util-linux sysctl=procps cc=build-essential /usr/lib/cni/bridge=containernetworking-plugins kcat=kcat curl=curl
-  busybox
+  busybox "$cache/busybox" "$cache/apt"
   "$here/images.sh" tools
 }
 

@@ -1,7 +1,10 @@
-//! What guests have answered of a case that cannot be tried here: docs/coverage.md, which tests make.
+//! What guests have answered of a case that cannot be tried here: docs/coverage.md and docs/coverage-arm64.md, which tests make.
 use crate::event::CaptureMode;
 
+#[cfg(not(target_arch = "aarch64"))]
 const TABLE: &str = include_str!("../../../docs/coverage.md");
+#[cfg(target_arch = "aarch64")]
+const TABLE: &str = include_str!("../../../docs/coverage-arm64.md");
 
 /// Major and minor number of a kernel.
 pub(super) type Version = (u32, u32);
