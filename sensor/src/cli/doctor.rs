@@ -113,13 +113,16 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
         rows.push(line(FAINT, "", "→ a kernel with BPF trampolines (as distributions build them) sees all; docs/kernels.md has what is missing until then"));
     }
     rows.extend(sight.gaps.iter().map(|gap| line(DOUBTFUL, &format!("not {}", gap.what), &gap.why)));
-    if report.lost > 0 {
-        rows.push(line(
-            DOUBTFUL,
-            "lost",
-            &format!("{} opens of the test, or runs of programs: try again", report.lost),
-        ));
-    }
+    let missed = [
+        ("lost", report.lost, "opens and processes"),
+        ("skipped", report.skipped, "runs of programs by the kernel"),
+    ];
+    rows.extend(
+        missed
+            .iter()
+            .filter(|missed| missed.1 > 0)
+            .map(|(name, count, of)| line(DOUBTFUL, name, &format!("{count} {of}"))),
+    );
     rows
 }
 

@@ -28,6 +28,7 @@ use crate::{
     config::Config,
     enrich,
     event::{CaptureMode, Enriched},
+    metrics::Metrics,
     observe,
     policy::{Directory, PolicySet},
 };
@@ -36,6 +37,9 @@ use crate::{
 /// that has more to do, minutes.
 const PATIENCE: Duration = Duration::from_secs(300);
 const LONG_PATIENCE: Duration = Duration::from_secs(600);
+
+/// How often all is done at most: a kernel that may interrupt a program (7.x) skips runs of it, and another time it skips others.
+const ATTEMPTS: u32 = 3;
 
 /// Marks of every event of the tracepoint mode: they say nothing of one.
 const EVERYWHERE: [&str; 2] = ["fd_race_possible", "requested_untrusted"];
@@ -61,8 +65,10 @@ pub struct Report {
     pub not_permitted: bool,
     /// Every way to reach a file; empty if nothing is seen.
     pub cases: Vec<Case>,
-    /// Opens of the test that were lost, and runs of programs that the kernel skipped meanwhile: what is not seen may be those.
+    /// Opens and processes, of anybody, that were lost: what is not seen may be those.
     pub lost: u64,
+    /// Runs of programs that the kernel skipped meanwhile, on behalf of any process: what is not seen may be those.
+    pub skipped: u64,
     /// How long it took.
     pub seconds: f64,
 }
@@ -82,6 +88,8 @@ pub struct Case {
     pub marks: Vec<String>,
     /// What is wrong, or why it was not seen or not tried.
     pub why: String,
+    /// Whether its events may be among those that were lost or skipped, each time that it was tried.
+    pub in_doubt: bool,
     /// Of a case that was not tried: what the guest of the kernel that is most like this one has answered.
     pub elsewhere: Option<String>,
 }
@@ -105,7 +113,7 @@ pub async fn examine(config: &Config) -> Report {
     let checks = checks::all(config);
     let uname = rustix::system::uname();
     let kernel = format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy());
-    let tried = attacked(config).await;
+    let tried = beyond_doubt(config).await;
     let refused =
         |why: &anyhow::Error| why.downcast_ref::<capture::Error>().is_some_and(capture::Error::is_not_permitted);
     let forbidden = checks.iter().any(|check| check.verdict == Verdict::Fails && check.is_permission);
@@ -118,12 +126,14 @@ pub async fn examine(config: &Config) -> Report {
         not_permitted: false,
         cases: Vec::new(),
         lost: 0,
+        skipped: 0,
         seconds: 0.0,
     };
     match tried {
         Ok(Observed { sight, metrics, done, .. }) => {
-            report.lost = metrics.opens_lost.get() + metrics.skipped.get() + metrics.undecodable.get();
-            report.cases = CASES.iter().map(|known| case(known, &done, &sight, report.lost)).collect();
+            (report.lost, report.skipped) = missed(&metrics);
+            report.cases =
+                CASES.iter().map(|known| case(known, &done, &sight, report.lost + report.skipped)).collect();
             report.sight = Some(sight);
         }
         Err(why) => {
@@ -138,13 +148,31 @@ pub async fn examine(config: &Config) -> Report {
     report
 }
 
+/// What was lost, and runs that were skipped. Who is a child of the test is known by records of processes.
+fn missed(metrics: &Metrics) -> (u64, u64) {
+    let lost = metrics.opens_lost.get() + metrics.processes_lost.get() + metrics.undecodable.get();
+    (lost, metrics.skipped.get())
+}
+
+/// Goes every way, and does so again while something is wrong that may only have been lost.
+async fn beyond_doubt(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
+    for _ in 1..ATTEMPTS {
+        let seen = attacked(config).await?;
+        let is_wrong = seen.done.iter().any(|answer| answer.cell == Cell::Wrong);
+        if !is_wrong || missed(&seen.metrics) == (0, 0) {
+            return Ok(seen);
+        }
+    }
+    attacked(config).await
+}
+
 /// What is said of a case; of one that may be among what was lost, nothing is known.
-fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight, lost: u64) -> Case {
+fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight, missed: u64) -> Case {
     let silent = || Answer::without(known, Cell::NotTried, "the test said nothing of it".to_owned());
     let answer = answers.iter().find(|answer| answer.case.name == known.name).cloned().unwrap_or_else(silent);
-    let is_lost = answer.cell == Cell::Wrong && lost > 0;
-    let answer = if is_lost {
-        Answer::without(known, Cell::NotTried, format!("{lost} events of the test were lost: {}", answer.why))
+    let in_doubt = answer.cell == Cell::Wrong && missed > 0;
+    let answer = if in_doubt {
+        Answer::without(known, Cell::NotTried, format!("{missed} events were lost meanwhile: {}", answer.why))
     } else {
         answer
     };
@@ -158,6 +186,7 @@ fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight
         names: answer.names.iter().map(|name| (*name).to_owned()).collect(),
         marks: answer.marks.iter().filter(|mark| !is_of_all(mark)).cloned().collect(),
         why: answer.why.clone(),
+        in_doubt,
         elsewhere: if answer.cell == Cell::NotTried { elsewhere() } else { None },
     }
 }
