@@ -8,7 +8,9 @@
 //! been moved, the mount namespace has not changed and the keys are the same.
 use core::cell::Cell;
 
-use crate::table::{ANYWHERE, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start};
+use crate::table::{
+    ANYWHERE, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start, unnamed,
+};
 
 /// Most directories above a file, up to the root of its file system, that are looked at; of a deeper one every open passes.
 pub const DEPTH: usize = 24;
@@ -29,7 +31,7 @@ pub enum Reason {
     Directory = 2,
     /// The file has more than one name.
     Links = 3,
-    /// It failed in a way that is wanted.
+    /// It failed in a way that is wanted, and the name that was asked for may be.
     Failed = 4,
     /// Too deep, on too many mounts, or in a file system that user space does not know yet.
     Unknown = 5,
@@ -128,6 +130,12 @@ pub trait Kernel {
     fn deaths(&self, dentry: u64) -> u32;
 }
 
+/// The name that an open was asked for, as the kernel has copied it.
+pub trait Asked {
+    /// `N` bytes from `at` on, up to a zero or with one as the last, and how many these are with the zero; none if it cannot be read.
+    fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32);
+}
+
 /// Where a mount stands.
 #[derive(Clone, Copy, Debug)]
 pub struct Mount {
@@ -179,16 +187,19 @@ const fn outcome(result: i32) -> usize {
     }
 }
 
-/// Why an open passes, if it does: of these classes, with this result (zero or a negative errno), where policies want this.
+/// Why an open passes, if it does: of these classes, with this result (zero or a negative errno), where policies want this. Of
+/// one that has failed there is no file, and the name that was `asked` for.
 #[inline(always)]
-pub fn passes<K: Kernel>(
+pub fn passes<K: Kernel, A: Asked>(
     kernel: &K,
     wants: Wants,
     (classes, result): (u8, i32),
     file: impl FnOnce() -> Opened,
+    asked: impl FnOnce() -> A,
 ) -> Option<Reason> {
     let reason = match without_path(wants, classes, result) {
         Some(decided) => decided,
+        None if result != 0 => by_asked(kernel, wants, classes, &asked()),
         None => by_path(kernel, wants, classes, file()),
     };
     // A table that is no longer in use is being written over.
@@ -205,8 +216,78 @@ fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Reason>
     if wants.everything & classes != 0 {
         return Some(Some(Reason::Everything));
     }
-    // What was asked for is a name of the attacker's making: with dots, links, and of no length.
-    if result != 0 { Some(Some(Reason::Failed)) } else { None }
+    let failed = outcome(result);
+    if failed != 0 && wants.flags & unnamed(failed) != 0 { Some(Some(Reason::Failed)) } else { None }
+}
+
+/// Why an open of these classes that failed passes, if it does: a pattern that has the name of a file matches no path that ends
+/// otherwise, and by the letters of what was asked for, the path ends as that does.
+#[inline(always)]
+fn by_asked<K: Kernel, A: Asked>(kernel: &K, wants: Wants, classes: u8, asked: &A) -> Option<Reason> {
+    let Some(table) = kernel.table() else { return Some(Reason::Unknown) };
+    match hash_of_last(asked, table.seed) {
+        0 => Some(Reason::Failed),
+        hash => wants.include(of_file(table.key(hash)), classes).then_some(Reason::Failed),
+    }
+}
+
+/// Most rounds in which the end of a name that was asked for is looked for, and how many of its last bytes are looked at.
+const ROUNDS: usize = 8;
+const END: usize = 64;
+
+/// [`hash`] of the last component of a name that was asked for. Zero where it says nothing of how the path ends: it is empty, `.`
+/// or begins with `..`; and where it is too long to tell.
+#[inline(never)]
+fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
+    let mut len = 0;
+    for _ in 0..ROUNDS {
+        let (_, read) = asked.bytes::<END>(len);
+        if read == 0 {
+            return 0;
+        }
+        len += read - 1;
+        if (read as usize) < END {
+            break;
+        }
+    }
+    let tail = len.saturating_sub(END as u32 - 1);
+    let (bytes, read) = asked.bytes::<END>(tail);
+    // It goes on after the last round, or is another now.
+    if read != len - tail + 1 {
+        return 0;
+    }
+    let size = len - tail - after_last_slash(zerocopy::transmute!(bytes));
+    if size == 0 || size == len - tail && tail != 0 {
+        return 0;
+    }
+    let (name, _) = asked.bytes::<{ 8 * WORDS + 1 }>(len - size);
+    if name[0] == b'.' && (size == 1 || name[1] == b'.') {
+        return 0;
+    }
+    let mut hash = start(seed, size);
+    for at in 0..WORDS {
+        if size as usize <= 8 * at {
+            break;
+        }
+        let word = core::array::from_fn(|byte| name[8 * at + byte]);
+        hash = mix(hash, masked(u64::from_le_bytes(word), size, at));
+    }
+    hash
+}
+
+/// Where in these bytes it goes on after the last slash; zero if there is none. Without a loop over bytes, which the verifier would
+/// follow once for every length.
+#[inline(always)]
+fn after_last_slash([a, b, c, d, e, f, g, h]: [u64; END / 8]) -> u32 {
+    const LOW: u64 = 0x7f7f_7f7f_7f7f_7f7f;
+    let after = |so_far: u32, word: u64, begin: u32| {
+        let other = word ^ u64::from_ne_bytes([b'/'; 8]);
+        // The highest bit of each byte that is a slash, and no other bit.
+        let slashes = u64::from_le(!((other & LOW) + LOW | other | LOW));
+        if slashes == 0 { so_far } else { begin + 8 - slashes.leading_zeros() / 8 }
+    };
+    let first = after(after(after(after(0, a, 0), b, 8), c, 16), d, 24);
+    after(after(after(after(first, e, 32), f, 40), g, 48), h, 56)
 }
 
 /// Why an open of these classes passes, if it does, by the file's names.

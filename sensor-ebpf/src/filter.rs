@@ -2,7 +2,7 @@
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_ktime_get_boot_ns};
 use sensor_ebpf::{
     Hook, Loss, Part,
-    decide::{Dentries, Kernel, Mount, Opened, Remembered, Valid, passes},
+    decide::{self, Dentries, Kernel, Mount, Opened, Remembered, Valid, passes},
     share::take,
     table::{HOST, Table, WORDS, Wants, classes},
 };
@@ -14,7 +14,7 @@ use crate::{
         Address, DENTRY_D_INLINE, DENTRY_D_NAME, DENTRY_D_PARENT, DENTRY_D_SB, FILE_F_INODE, FILE_F_PATH,
         HAS_TASK_BTF, INODE_I_NLINK, MNT_NAMESPACE_EVENT, MOUNT_MNT, MOUNT_MNT_NS, Memory, MountParts,
         REPORT_SELF, SELF_TGID, SHARE_BURST, SHARE_INTERVAL, SUPER_BLOCK_S_DEV, Typed, constant, is_directory,
-        load, mount_parts, path_at, read,
+        load, mount_parts, path_at, read, read_text,
     },
     maps::{self, count_fired, count_loss, count_passed, next_sequence},
     path::{LEN, NAME},
@@ -68,16 +68,21 @@ pub(crate) fn ask() -> Option<Asked> {
 }
 
 /// Whether some policy may want an open of `file`, a `struct file *` that the verifier knows as one; `result` is zero or a
-/// negative errno.
+/// negative errno, and then `name` is where the name stands that was asked for.
 #[inline(always)]
-pub(crate) fn wants_open(Asked { swaps, wants }: Asked, file: u64, flags: u32, result: i32) -> bool {
+pub(crate) fn wants_open(
+    Asked { swaps, wants }: Asked,
+    file: u64,
+    name: impl FnOnce() -> u64,
+    (flags, result): (u32, i32),
+) -> bool {
     let opened = || {
         let inode: u64 = load(file, constant(&FILE_F_INODE));
         let (mount, dentry) = path_at(Typed, file, constant(&FILE_F_PATH));
         let links: u32 = load(inode, constant(&INODE_I_NLINK));
         Opened { dentry, mount, links: if links > 1 && is_directory(inode) { 0 } else { links } }
     };
-    let reason = passes(&Running { swaps }, wants, (classes(flags), result), opened);
+    let reason = passes(&Running { swaps }, wants, (classes(flags), result), opened, || Name(name()));
     if let Some(reason) = reason {
         count_passed(reason);
     }
@@ -125,6 +130,18 @@ pub(crate) fn migrates(from: u64, to: u64) {
 /// The kernel that this runs in.
 struct Running {
     swaps: u64,
+}
+
+/// Where the kernel has its copy of a name that was asked for.
+struct Name(u64);
+
+impl decide::Asked for Name {
+    #[inline(always)]
+    fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32) {
+        let mut bytes = [0; N];
+        let read = read_text(self.0 + u64::from(at), &mut bytes);
+        (bytes, read)
+    }
 }
 
 /// Dentries, read one way or the other.

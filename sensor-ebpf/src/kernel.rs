@@ -122,11 +122,13 @@ pub(crate) fn read_user<T: Copy>(address: u64) -> T {
     unsafe { value.assume_init() }
 }
 
-/// Reads NUL-terminated text of kernel memory; what does not fit is cut.
+/// Reads NUL-terminated text of kernel memory; what does not fit is cut. Returns how many bytes these are with the NUL; zero if it
+/// cannot be read.
 #[inline(always)]
-pub(crate) fn read_text<const N: usize>(address: u64, to: &mut [u8; N]) {
+pub(crate) fn read_text<const N: usize>(address: u64, to: &mut [u8; N]) -> u32 {
     // SAFETY: the helper checks the address itself and writes at most the size that it is given.
-    unsafe { bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), N as u32, address as *const _) };
+    let read = unsafe { bpf_probe_read_kernel_str(to.as_mut_ptr().cast(), N as u32, address as *const _) };
+    u32::try_from(read).unwrap_or(0)
 }
 
 /// True for a pointer that stands for an errno (`IS_ERR` of include/linux/err.h).

@@ -25,7 +25,7 @@ fn do_filp_open(ctx: FExitContext) -> i32 {
     let Some(asked) = filter::ask() else { return 0 };
     let (flags, result) = outcome(&ctx);
     if is_final(&ctx, flags, result)
-        && filter::wants_open(asked, ctx.arg(3), flags, result)
+        && filter::wants_open(asked, ctx.arg(3), || name(&ctx), (flags, result))
         && filter::is_foreign(Hook::DoFilpOpen, Part::Exit)
         && filter::admits(Hook::DoFilpOpen)
     {
@@ -54,6 +54,12 @@ fn outcome(ctx: &FExitContext) -> (u32, i32) {
     // prohibited").
     let result = if is_error(ctx.arg(3)) { returned(ctx) as i32 } else { 0 };
     (load(ctx.arg(2), constant(&OPEN_FLAGS_OPEN_FLAG)), result)
+}
+
+/// The name that was asked for: the kernel's own copy.
+#[inline(always)]
+fn name(ctx: &FExitContext) -> u64 {
+    load(ctx.arg(1), constant(&FILENAME_NAME))
 }
 
 /// False for a look-up that is done again.
@@ -101,7 +107,7 @@ fn start_at_file(mut record: Builder, file: u64) {
 /// Keeps where the requested name starts from, and that name.
 #[inline(always)]
 fn start_at_base(record: Builder, ctx: &FExitContext, result: i32) {
-    let name: u64 = load(ctx.arg(1), constant(&FILENAME_NAME));
+    let name = name(ctx);
     let target = base(record, Start { dirfd: ctx.arg(0), first: Source::Kernel(name).first() });
     record.keep(Kept { name, target, result: i64::from(result), ..Kept::default() });
 }

@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use sensor_ebpf::table::{ALL, ANYWHERE, CHANGE, EVERYBODY, EXEC, HOST, READ, REFERENCE, WRITE, Wants};
+use sensor_ebpf::table::{ALL, ANYWHERE, CHANGE, EVERYBODY, EXEC, HOST, READ, REFERENCE, WRITE, Wants, unnamed};
 
 use super::{
     Compiled, Outcome, PolicySet, alias,
@@ -84,7 +84,13 @@ fn wants(policy: &Compiled, audience: u16) -> Wants {
     for components in policy.paths.iter().flat_map(Glob::alternatives) {
         match key(components) {
             Place::File if plain(components).is_none() => wants.flags |= ANYWHERE,
-            Place::File | Place::Directory(..) => {}
+            Place::File => {}
+            // What was asked for need not say in which directory it ends.
+            Place::Directory(..) => {
+                let failed =
+                    policy.policy.spec.results.iter().map(|outcome| place(*outcome)).filter(|at| *at != 0);
+                failed.for_each(|at| wants.flags |= unnamed(at));
+            }
             Place::None => wants.everything |= classes & ALL,
         }
     }

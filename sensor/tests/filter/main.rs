@@ -20,7 +20,7 @@ use sensor_ebpf::{
     decide::{Opened, Reason, passes},
     table::classes,
 };
-use world::{Fault, NAMES, World};
+use world::{Fault, NAMES, Name, World, without_unnamed};
 
 fn setting<T: FromStr>(name: &str) -> Option<T> {
     env::var(name).ok()?.parse().ok()
@@ -96,18 +96,49 @@ fn all(set: &PolicySet) -> Vec<u32> {
     (0..set.policies.len() as u32).collect()
 }
 
-/// Whether some policy of those that are `speaking` wants it, by the whole language: the path that the opener has for it, and
-/// every home.
-fn wants(
-    (set, speaking): (&PolicySet, &[u32]),
-    world: &World,
-    (mount, dentry): (usize, usize),
-    done: &[Operation],
-    (result, knows): (i32, Knows),
-) -> bool {
+/// What an open was asked for: a directory, and a name below it with all that the letters of a name may have. And the path that
+/// policies see if nothing comes of it.
+struct Request {
+    asked: Vec<u8>,
+    path: Vec<u8>,
+}
+
+impl Request {
+    fn random(rng: &mut Rng, path: &[u8]) -> Self {
+        let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').filter(|name| !name.is_empty()).collect();
+        let base: Vec<&[u8]> = names.drain(..rng.usize(..=names.len())).collect();
+        let mut asked = Vec::new();
+        for name in names {
+            asked.extend(*rng.choice(&[&b""[..], b"", b"/", b"./", b".//", b"b/../", b"..x/../"]).unwrap());
+            asked.extend(name);
+            asked.push(b'/');
+        }
+        if rng.u8(..4) != 0 {
+            asked.pop();
+        }
+        asked.extend(
+            *rng.choice(&[&b""[..], b"", b"", b"", b".", b"..", b"/.", b"/..", b"/", b"/b", b"/..x"]).unwrap(),
+        );
+        // Some are longer than what is looked at.
+        let before = *rng.choice(&[0, 0, 0, 15, 30, 60, 120]).unwrap();
+        asked.splice(..0, b"a/../b/..".repeat(before).into_iter().chain((before > 0).then_some(b'/')));
+        let mut names = base;
+        for name in asked.split(|byte| *byte == b'/') {
+            match name {
+                b"" | b"." => {}
+                b".." => drop(names.pop()),
+                name => names.push(name),
+            }
+        }
+        let path = [b"/", names.join(&b'/').as_slice()].concat();
+        Self { asked, path }
+    }
+}
+
+/// Whether some policy of those that are `speaking` wants it, by the whole language: one of these paths.
+fn wants((set, speaking): (&PolicySet, &[u32]), paths: &[Vec<u8>], (done, result): (&[Operation], i32)) -> bool {
     let mut wanted = false;
-    let homes = if knows == Knows::Now { world.homes(dentry) } else { Vec::new() };
-    for name in std::iter::once(&world.path(mount, dentry)).chain(&homes).flat_map(|path| names(path)) {
+    for name in paths.iter().flat_map(|path| names(path)) {
         set.matches(&name, Namespace::Unknown, |policy, _| {
             let spec = &set.policies[policy as usize].policy.spec;
             wanted |= speaking.contains(&policy)
@@ -215,14 +246,17 @@ impl Scene {
         let operations = operations(flags, is_directory);
         let file = || Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
         let asked = (classes(flags), result);
-        let what = (&operations[..], (result, self.knows));
+        let request = Request::random(rng, &world.path(mount, dentry));
+        let name = || Name(request.asked.clone());
+        let paths = self.paths(result, &request);
+        let what = (&operations[..], result);
         // Of a cgroup that nobody knows everything is wanted, of others what the policies want that speak of it.
         if world.is_swapping() || rng.bool() {
             let looking = world.look();
-            let passed = passes(&looking, looking.wants, asked, file);
-            let wanted = self.sets.iter().all(|set| wants((set, &all(set)), world, self.last, what.0, what.1));
+            let passed = passes(&looking, looking.wants, asked, file, name);
+            let wanted = self.sets.iter().all(|set| wants((set, &all(set)), &paths, what));
             let who = if self.sets.len() > 1 { "cgroup: unknown, policies change" } else { "cgroup: unknown" };
-            let told = wanted.then(|| self.told(flags));
+            let told = wanted.then(|| self.told(flags, &paths, &request));
             world.write_all();
             self.sets.drain(..self.sets.len() - 1);
             return (passed, who, told);
@@ -233,18 +267,31 @@ impl Scene {
         if world.fault == Fault::Audience {
             of_cgroup.audience &= of_cgroup.audience.wrapping_sub(1);
         }
-        let passed = passes(&world.look(), of_cgroup, asked, file);
-        let wanted = wants((set, &speaking), world, self.last, what.0, what.1);
-        (passed, "cgroup: known", wanted.then(|| self.told(flags)))
+        if world.fault == Fault::Unnamed {
+            of_cgroup = without_unnamed(of_cgroup);
+        }
+        let passed = passes(&world.look(), of_cgroup, asked, file, name);
+        let wanted = wants((set, &speaking), &paths, what);
+        let who = if result == 0 { "cgroup: known" } else { "cgroup: known, failed" };
+        (passed, who, wanted.then(|| self.told(flags, &paths, &request)))
     }
 
-    fn told(&self, flags: u32) -> String {
-        let (mount, dentry) = self.last;
-        let text = |path: &[u8]| String::from_utf8_lossy(path).into_owned();
-        let homes: Vec<String> = self.world.homes(dentry).iter().map(|home| text(home)).collect();
-        let path = text(&self.world.path(mount, dentry));
+    /// What policies see: the path that the opener has for the file and every home that is known, or what was asked for.
+    fn paths(&self, result: i32, request: &Request) -> Vec<Vec<u8>> {
+        let (world, (mount, dentry)) = (&self.world, self.last);
+        if result != 0 {
+            return vec![request.path.clone()];
+        }
+        let homes = if self.knows == Knows::Now { world.homes(dentry) } else { Vec::new() };
+        std::iter::once(world.path(mount, dentry)).chain(homes).collect()
+    }
+
+    fn told(&self, flags: u32, paths: &[Vec<u8>], request: &Request) -> String {
+        let text = |path: &Vec<u8>| String::from_utf8_lossy(path).into_owned();
+        let paths: Vec<String> = paths.iter().map(text).collect();
         format!(
-            "{path} = {homes:?} (flags {flags:#o}) under {:?}",
+            "{paths:?} (flags {flags:#o}, asked for as {}) under {:?}",
+            text(&request.asked),
             self.sets.iter().map(|set| patterns(set)).collect::<Vec<_>>()
         )
     }
@@ -266,7 +313,8 @@ fn run(
             }
             let (passed, who, wanted) = scene.open(rng);
             count(format!("{who}, {}", if wanted.is_some() { "wanted" } else { "not wanted" }));
-            count(passed.map_or("stopped".to_owned(), |reason| format!("passed: {reason:?}")));
+            let stopped = if who.ends_with("failed") { "stopped, failed" } else { "stopped" };
+            count(passed.map_or(stopped.to_owned(), |reason| format!("passed: {reason:?}")));
             if let Some(what) = wanted {
                 count("wanted".to_owned());
                 if passed.is_none() {
@@ -305,6 +353,8 @@ fn what_some_policy_wants_passes() {
     let also = [
         "passed: Everything",
         "passed: Failed",
+        "cgroup: known, failed, wanted",
+        "stopped, failed",
         "passed: Changed",
         "cgroup: known, wanted",
         "cgroup: unknown, wanted",
@@ -330,6 +380,7 @@ fn a_filter_that_is_not_sound_is_found_out() {
         (Knows::Now, Fault::Audience),
         (Knows::Now, Fault::Meanwhile),
         (Knows::Once, Fault::Deaths),
+        (Knows::Once, Fault::Unnamed),
     ] {
         let missed = run(&mut rng, 5_000_000, (knows, fault), &mut BTreeMap::new());
         println!("{fault:?}: {}", missed.as_deref().unwrap_or("not found"));

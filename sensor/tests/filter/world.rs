@@ -11,8 +11,8 @@ use sensor::{
     keys::{Known, Mounted},
 };
 use sensor_ebpf::{
-    decide::{Dentries, Kernel, Mount, Remembered, Valid},
-    table::{State, TABLE, Table, WORDS, Wants, place_of},
+    decide::{Asked, Dentries, Kernel, Mount, Remembered, Valid},
+    table::{ANYWHERE, HOST, State, TABLE, Table, WORDS, Wants, place_of},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -56,6 +56,8 @@ pub(crate) enum Fault {
     Meanwhile,
     /// Nobody tells that a dentry was freed.
     Deaths,
+    /// Names that were asked for are held against those of files where a pattern has that of a directory.
+    Unnamed,
 }
 
 /// What user space writes while opens are looked at.
@@ -233,6 +235,7 @@ impl World {
             self.places = [Cell::new(0), Cell::new(1)];
         }
         self.tables.push(words.into());
+        let wants = if self.fault == Fault::Unnamed { without_unnamed(wants) } else { wants };
         let before = self.writes.borrow().iter().fold(self.state.get(), |state, write| put(state, *write));
         let mut steps = swap(before, wants);
         if self.fault == Fault::Swaps {
@@ -381,6 +384,25 @@ impl Dentries for &World {
 
     fn long_name(&self, dentry: u64) -> [u64; WORDS] {
         std::array::from_fn(|at| self.inline_word(dentry, at))
+    }
+}
+
+/// What is wanted, as if every pattern had the name of a file.
+pub(crate) fn without_unnamed(mut wants: Wants) -> Wants {
+    wants.flags &= ANYWHERE | HOST;
+    wants
+}
+
+/// A name that was asked for, and what follows it in memory.
+pub(crate) struct Name(pub(crate) Vec<u8>);
+
+impl Asked for Name {
+    fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32) {
+        let rest = self.0.get(at as usize..).unwrap_or_default();
+        let len = rest.len().min(N - 1);
+        // Of what stands behind the zero nothing is copied.
+        let bytes = std::array::from_fn(|at| if at < len { rest[at] } else { 0 });
+        (bytes, len as u32 + 1)
     }
 }
 

@@ -8,6 +8,8 @@
 mod eye;
 #[path = "../common/mounted.rs"]
 mod mounted;
+#[path = "../common/moved.rs"]
+mod moved;
 mod place;
 mod replaced;
 mod swaps;
@@ -15,7 +17,7 @@ mod swaps;
 use std::{
     collections::BTreeMap,
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     sync::{Arc, mpsc},
     thread,
 };
@@ -26,7 +28,7 @@ use place::Place;
 use rustix::fs::{Mode as Perm, OFlags};
 use sensor::{
     event::{Event, Operation, flags},
-    policy::{Namespace, PolicySet, names},
+    policy::{Namespace, Outcome, PolicySet, Spec, names},
 };
 
 /// Threads that open, and opens of each between two changes of the world.
@@ -61,7 +63,18 @@ fn main() {
 /// Everything that is to happen must have.
 fn report(counts: &BTreeMap<&str, u64>, opens: u64) {
     counts.iter().for_each(|(what, count)| println!("sound: {what:<24} {count:>9}"));
-    for what in ["rename", "exchange", "tmpfs", "bind", "unmount", "policies", "wanted", "stopped"] {
+    for what in [
+        "rename",
+        "exchange",
+        "tmpfs",
+        "bind",
+        "unmount",
+        "policies",
+        "wanted",
+        "stopped",
+        "failed, wanted",
+        "failed, stopped",
+    ] {
         assert!(counts.get(what).is_some_and(|count| *count > 0), "never: {what}");
     }
     let [all, wanted, stopped] = ["opens", "wanted", "stopped"].map(|what| counts[what]);
@@ -74,6 +87,14 @@ fn report(counts: &BTreeMap<&str, u64>, opens: u64) {
 /// A file and how it is to be opened.
 type Order = (PathBuf, OFlags);
 
+/// The same path with what the letters of a name may have besides.
+fn misspelled(rng: &mut Rng, path: &Path) -> PathBuf {
+    let (directory, name) = (path.parent().unwrap().display(), path.file_name().unwrap().display());
+    let between = *rng.choice(["/", "//", "/./", "/no-such/../"].iter()).unwrap();
+    let after = *rng.choice(["", "", "/", "/."].iter()).unwrap();
+    PathBuf::from(format!("{directory}{between}{name}{after}"))
+}
+
 /// A thread that opens what it is told to: its id, orders to it, and its word that it has.
 type Opener = (u32, mpsc::Sender<Vec<Order>>, mpsc::Receiver<()>);
 
@@ -85,7 +106,9 @@ fn opener() -> Opener {
         tell.send(rustix::thread::gettid().as_raw_nonzero().get() as u32).unwrap();
         while let Ok(batch) = ordered.recv() {
             for (path, flags) in batch {
-                drop(rustix::fs::open(path, flags, Perm::empty()).unwrap());
+                // No file is a directory.
+                let opened = rustix::fs::open(path, flags, Perm::empty());
+                assert_eq!(opened.is_err(), flags.contains(OFlags::DIRECTORY));
             }
             done.send(()).unwrap();
         }
@@ -119,7 +142,8 @@ fn compare(rng: &mut Rng, opens: usize, tells: bool, counts: &mut BTreeMap<&'sta
             let order = |_| {
                 let among = if rng.u8(..4) == 0 && !wanted.is_empty() { &wanted } else { &files };
                 let flags = if rng.bool() { OFlags::RDONLY } else { OFlags::WRONLY };
-                (among[rng.usize(..among.len())].clone(), flags)
+                let path = among[rng.usize(..among.len())].clone();
+                if rng.u8(..4) == 0 { (misspelled(rng, &path), flags | OFlags::DIRECTORY) } else { (path, flags) }
             };
             orders.send((0..BATCH).map(order).collect()).unwrap();
         }
@@ -153,15 +177,23 @@ fn missed(
     let mut passed = passed.iter().peekable();
     for event in all {
         *counts.entry("opens").or_default() += 1;
-        let is_it =
-            |other: &&Event| (&other.path, &other.file, other.flags) == (&event.path, &event.file, event.flags);
+        let is_it = |other: &&Event| {
+            (other.best_path(), &other.file, other.flags) == (event.best_path(), &event.file, event.flags)
+        };
         let has_passed = passed.next_if(is_it).is_some();
         let wanted = wants(set, event);
-        for (what, is_so) in [("wanted", wanted), ("stopped", !has_passed)] {
+        let failed = event.result != 0;
+        let kinds = [
+            ("wanted", wanted),
+            ("stopped", !has_passed),
+            ("failed, wanted", failed && wanted),
+            ("failed, stopped", failed && !has_passed),
+        ];
+        for (what, is_so) in kinds {
             *counts.entry(what).or_default() += u64::from(is_so);
         }
         if wanted && !has_passed {
-            return Some(format!("{:?} (flags {:#o})", event.path, event.flags));
+            return Some(format!("{:?} (flags {:#o}, {})", event.best_path(), event.flags, event.result));
         }
     }
     assert!(passed.next().is_none(), "the filter has let through what nobody opened");
@@ -171,15 +203,17 @@ fn missed(
 /// Whether some policy wants it, by the whole language.
 fn wants(set: &PolicySet, event: &Event) -> bool {
     let done = if event.flags & flags::O_ACCMODE == 0 { Operation::Read } else { Operation::Write };
-    matches(set, event.path.as_ref().unwrap().as_bytes(), |operations| operations.contains(&done))
+    matches(set, event.best_path().unwrap().as_bytes(), |spec| {
+        spec.operations.contains(&done) && spec.results.contains(&Outcome::of(event.result))
+    })
 }
 
-/// Whether some policy whose operations are so has a pattern for this path.
-fn matches(set: &PolicySet, path: &[u8], are_so: impl Fn(&[Operation]) -> bool) -> bool {
+/// Whether some policy of which this is so has a pattern for this path.
+fn matches(set: &PolicySet, path: &[u8], is_so: impl Fn(&Spec) -> bool) -> bool {
     let mut matches = false;
     for name in names(path) {
         set.matches(&name, Namespace::Unknown, |policy, _| {
-            matches |= are_so(&set.policies[policy as usize].policy.spec.operations);
+            matches |= is_so(&set.policies[policy as usize].policy.spec);
         });
     }
     matches

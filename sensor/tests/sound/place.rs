@@ -145,10 +145,12 @@ impl Place {
     /// Policies that compile, and watch the mark.
     pub(crate) fn policies(&self, rng: &mut Rng) -> Arc<PolicySet> {
         const OPERATIONS: [&[&str]; 3] = [&["read"], &["write"], &["read", "write"]];
-        let marks = policy("marks", &[self.mark.display().to_string()], &["read"]);
+        const RESULTS: [&[&str]; 3] = [&["success"], &["success", "missing"], &["missing"]];
+        let marks = policy("marks", &[self.mark.display().to_string()], (&["read"], RESULTS[0]));
         let text = (0..rng.usize(1..5)).fold(marks, |text, number| {
             let paths: Vec<String> = (0..rng.usize(1..4)).map(|_| self.pattern(rng)).collect();
-            text + &policy(&format!("p{number}"), &paths, rng.choice(OPERATIONS).unwrap())
+            let done = (rng.choice(OPERATIONS).unwrap(), rng.choice(RESULTS).unwrap());
+            text + &policy(&format!("p{number}"), &paths, done)
         });
         Directory::read_text(text.as_bytes(), run_examples).set
     }
@@ -163,10 +165,10 @@ impl Drop for Place {
 }
 
 /// A policy's document.
-pub(crate) fn policy(name: &str, paths: &[String], operations: &[&str]) -> String {
+pub(crate) fn policy(name: &str, paths: &[String], (operations, results): (&[&str], &[&str])) -> String {
     let policy = serde_json::json!({
         "apiVersion": "pathwatch.dev/v1alpha1", "kind": "ClusterPathPolicy", "metadata": {"name": name},
-        "spec": {"subjects": "all", "paths": paths, "operations": operations},
+        "spec": {"subjects": "all", "paths": paths, "operations": operations, "results": results},
     });
     format!("---\n{policy}\n")
 }

@@ -36,7 +36,7 @@ pub(crate) fn run(tells: bool) -> usize {
     File::create(&mark).unwrap();
     let watched = base.join("watched");
     let paths = [format!("{}/**", watched.display()), mark.display().to_string()];
-    let set = Directory::read_text(policy("p", &paths, &["read"]).as_bytes(), run_examples).set;
+    let set = Directory::read_text(policy("p", &paths, (&["read"], &["success"])).as_bytes(), run_examples).set;
     let mut eye = Eye::open(tells);
     eye.filter.set(&set.keys(&known())).unwrap();
     for _ in 0..ROUNDS {
