@@ -13,12 +13,14 @@ RELEASE := target/$(shell uname -m)-unknown-linux-gnu/release/pathwatch
 KERNELS ?= 5.10 6.12
 # Every way to reach a file is tried on these.
 COVERED := 5.10 6.1 6.12 7
+# What another kernel may change of the journey; the rest takes an emulated node minutes.
+GUEST_CASES ?= install capabilities status first_alert token volumes attacked
 # Opens under which the kernel's filter is held to itself switched off.
 SOUND_OPENS ?= 20000
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: help run test docs e2e image rules drill scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
+.PHONY: arm64 help run test docs e2e image rules drill scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
 .SILENT:
 
 help: ## this list
@@ -35,12 +37,15 @@ release:
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node
 
-test: test-unit test-native docs test-guests coverage ## the tests: units, this kernel, a real broker and API server, the documents' commands, guest kernels
+test: ## the tests: units, this kernel, a real broker and API server, the documents' commands, guest kernels
+	rm -rf target/tmp/moved target/guests
+	$(MAKE) test-unit test-native docs test-guests coverage
+	cargo test --locked -p sensor --test moved -- --ignored --nocapture
 
 test-unit:
 	e2e/setup.sh build
 	cargo test --locked -p sensor-ebpf
-	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle --test filter --test schema --test objects
+	cargo test --locked -p sensor --lib --bins --test tidy --test cli --test replay --test language --test reload --test library --test policy --test oracle --test filter --test schema --test objects --test moved
 
 # A wrong matcher must fail the tests that compare it with its oracle; it is built anew for each mistake.
 test-mutants:
@@ -63,7 +68,7 @@ test-guests:
 # The kernel's filter against itself switched off: a million opens take the emulator a quarter of an hour.
 test-sound:
 	GUEST_KERNELS=6.12 e2e/setup.sh build guests
-	cargo test --locked -p sensor --test sound --config "target.'cfg(unix)'.runner=['$(CURDIR)/e2e/guest.sh', '6.12']" -- $(SOUND_OPENS)
+	TEST_ARGUMENTS=$(SOUND_OPENS) e2e/guests.sh sound 6.12
 
 coverage: ## every way to reach a file, on four guest kernels and this one: docs/coverage.md
 	GUEST_KERNELS="$(COVERED)" e2e/setup.sh build guests
@@ -76,8 +81,7 @@ e2e: release ## the README's journey, and helm install in a real cluster, on thi
 	e2e/images.sh sensor $(RELEASE)
 	cargo build --locked --release -p attack
 	$(SUDO) e2e/journey.sh native
-	$(SUDO) e2e/journey.sh guest
-	$(SUDO) e2e/scale.sh $(CURDIR)/$(RELEASE)
+	CASES="$(GUEST_CASES)" $(SUDO) e2e/journey.sh guest
 
 image: release ## the sensor's image, without a Docker engine: target/image/pathwatch.tar
 	e2e/setup.sh image
@@ -130,6 +134,10 @@ lint: ## formatting, lints of both sides, dependencies' licences and sources, sc
 	cargo deny --locked check licenses bans sources
 	e2e/schemas.py --check
 
-full: lint test test-mutants e2e rules drill siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels
+arm64: ## cross-compiled, and in guests of Debian's arm64 kernels: every way to reach a file, the kernel tests, an alert
+	e2e/setup.sh build image arm64
+	e2e/arm64.sh all
+
+full: lint test test-mutants e2e scale arm64 rules drill siem bench fuzz soak workload precision ## everything, also what is too slow for CI: mistakes planted, fuzzing, other kernels and machines
 	$(MAKE) test-guests KERNELS="6.1 7" SOUND_OPENS=1000000
-	SELF_TEST=1 CASES="install status" $(SUDO) e2e/journey.sh guest
+	SELF_TEST=1 CASES="install status upgrade whole" $(SUDO) e2e/journey.sh guest

@@ -1,6 +1,8 @@
 //! Ways around a policy, tried on a running sensor: each must alert. Needs root.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 mod common;
+#[path = "common/moved.rs"]
+mod moved;
 #[path = "common/running.rs"]
 mod running;
 #[path = "common/schema.rs"]

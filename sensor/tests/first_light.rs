@@ -2,6 +2,8 @@
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "figures belong in the log")]
 mod common;
+#[path = "common/moved.rs"]
+mod moved;
 #[path = "common/running.rs"]
 mod running;
 #[path = "common/schema.rs"]

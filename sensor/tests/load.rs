@@ -5,6 +5,8 @@
 #[path = "apiserver/cluster/mod.rs"]
 mod cluster;
 mod common;
+#[path = "common/moved.rs"]
+mod moved;
 #[path = "common/pipeline.rs"]
 mod pipeline;
 #[path = "common/policies.rs"]

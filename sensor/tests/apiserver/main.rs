@@ -7,6 +7,8 @@ mod cluster;
 #[path = "../common/mod.rs"]
 mod common;
 mod faults;
+#[path = "../common/moved.rs"]
+mod moved;
 mod outage;
 #[path = "../common/pipeline.rs"]
 mod pipeline;

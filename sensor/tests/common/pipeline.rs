@@ -15,21 +15,20 @@ use sensor::{
     enrich::{self, Enrich, Inputs, Kubernetes, Outputs, Targets},
     event::Enriched,
     hierarchy::Hierarchy,
-    metrics::Metrics,
     notice::Notices,
     policy::PolicySet,
 };
 use tokio::{runtime::Runtime, sync::watch, task::JoinSet};
 use tokio_util::sync::CancellationToken;
 
-use crate::policies;
+use crate::{moved::Kept, policies};
 
 /// Longest wait for anything that should happen at once; a busy machine is slow, a broken sensor is for ever.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The two stages at work.
 pub(crate) struct Pipeline {
-    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) metrics: Kept,
     pub(crate) notices: Notices,
     pub(crate) targets: watch::Receiver<Arc<Targets>>,
     pub(crate) policies: Arc<PolicySet>,
@@ -58,7 +57,7 @@ impl Pipeline {
     pub(crate) fn start(config: &enrich::Config, node: &str, policies: Arc<PolicySet>, directory: &Path) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
         let entered = runtime.enter();
-        let (metrics, notices, mut tasks) = (Arc::<Metrics>::default(), Notices::default(), JoinSet::new());
+        let (metrics, notices, mut tasks) = (Kept::default(), Notices::default(), JoinSet::new());
         let (sets, receiver) = watch::channel(policies.clone());
         let hierarchy = Hierarchy::find(&config.cgroups).unwrap();
         let capture_config = capture::Config { walk_rounds: 64, ..capture::Config::default() };

@@ -2,6 +2,7 @@
 #![allow(dead_code, clippy::allow_attributes, reason = "each test takes from here what it needs")]
 use std::{
     io::{BufRead as _, BufReader},
+    path::PathBuf,
     process::{Child, Command, Stdio},
     sync::{Arc, Mutex, mpsc},
     thread,
@@ -10,7 +11,7 @@ use std::{
 
 use serde_json::Value;
 
-use crate::schema;
+use crate::{moved, schema};
 
 /// Longest wait for anything that should happen at once; a busy machine is slow, a broken sensor is for ever.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,11 +21,26 @@ pub(crate) struct Sensor {
     pub(crate) child: Child,
     pub(crate) lines: mpsc::Receiver<Value>,
     log: Arc<Mutex<Vec<String>>>,
+    socket: PathBuf,
+}
+
+/// Where the sensor of a command listens; a place of its own, unless the command has one.
+fn socket_of(command: &mut Command) -> PathBuf {
+    const SOCKET: &str = "PATHWATCH__HTTP__SOCKET";
+    let known = command.get_envs().find_map(|(name, value)| if name == SOCKET { value } else { None });
+    let known = known.map(PathBuf::from);
+    known.unwrap_or_else(|| {
+        let name = format!("pathwatch-test-{}-{}.sock", std::process::id(), moved::next());
+        let socket = std::env::temp_dir().join(name);
+        command.env(SOCKET, &socket);
+        socket
+    })
 }
 
 impl Sensor {
     /// Starts it and waits until it sees opens.
     pub(crate) fn start(command: &mut Command) -> Self {
+        let socket = socket_of(command);
         let mut child =
             command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
         let command_is_run = command.get_args().any(|argument| argument == "run");
@@ -45,7 +61,7 @@ impl Sensor {
         let stderr = BufReader::new(child.stderr.take().unwrap());
         let writes = log.clone();
         thread::spawn(move || stderr.lines().for_each(|line| writes.lock().unwrap().push(line.unwrap())));
-        let mut sensor = Self { child, lines, log };
+        let mut sensor = Self { child, lines, log, socket };
         sensor.wait_for_log("capture is attached");
         sensor
     }
@@ -86,6 +102,7 @@ impl Sensor {
 
     /// Asks it to stop, waits until it has, and returns the lines that were not read yet.
     pub(crate) fn stop(mut self) -> (Vec<Value>, String) {
+        moved::keep_of(&self.socket);
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
         assert!(self.child.wait().unwrap().success(), "{}", self.log());
@@ -97,6 +114,7 @@ impl Sensor {
 
 impl Drop for Sensor {
     fn drop(&mut self) {
+        moved::keep_of(&self.socket);
         self.child.kill().ok();
         self.child.wait().ok();
     }

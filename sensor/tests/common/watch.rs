@@ -4,7 +4,7 @@ use std::{
     os::unix::ffi::OsStrExt as _,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex, OnceLock,
+        Mutex, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -14,7 +14,6 @@ use sensor::{
     capture::{Capture, Config, Error, Filter, Mode, Share},
     event::{CaptureMode, Event, Name},
     hierarchy::Hierarchy,
-    metrics::Metrics,
     notice::Notices,
     observation::Observation,
 };
@@ -24,13 +23,15 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
+use crate::moved::Kept;
+
 /// A capture that watches this very process.
 pub(crate) struct Watch {
     mode: CaptureMode,
     events: mpsc::Receiver<Observation>,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
-    metrics: Arc<Metrics>,
+    metrics: Kept,
     /// Where it goes back to when it has been used.
     shelf: Option<&'static Shelf>,
 }
@@ -74,7 +75,7 @@ impl Watch {
     }
 
     fn made(config: Config, with: impl FnOnce(&mut Capture)) -> Result<Self, Error> {
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Kept::default();
         let (mut capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), Notices::default())?;
         with(&mut capture);
         let mode = capture.sight().mode;

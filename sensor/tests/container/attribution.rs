@@ -222,3 +222,31 @@ fn stop(mut sensor: Sensor, pid: &str) -> (Vec<serde_json::Value>, String) {
     let rest = sensor.lines.try_iter().collect();
     (rest, sensor.log())
 }
+
+#[test]
+fn a_namespaces_policy_that_cannot_decide_is_a_loss_and_no_silence() {
+    let (_directory, _, file) = marker();
+    let policies = tempfile::tempdir().unwrap();
+    let text = format!(
+        "apiVersion: pathwatch.dev/v1alpha1\nkind: PathPolicy\nmetadata: {{name: shop, namespace: shop}}\nspec: {{paths: [{}]}}\n",
+        file.display()
+    );
+    fs::write(policies.path().join("p.yaml"), text).unwrap();
+    let mut command = pathwatch();
+    command.args(["run", "--policies"]).arg(policies.path()).env("PATHWATCH__ENRICH__KUBERNETES", "off");
+    let sensor = Sensor::start(&mut command);
+    let container = Container::new();
+    let cgroup = Cgroup::make(&container.cgroup());
+    cgroup.open(&file);
+    let began = Instant::now();
+    let loss = loop {
+        assert!(began.elapsed() < PATIENCE, "{}", sensor.log());
+        let record = sensor.lines.recv_timeout(PATIENCE).unwrap();
+        if record["pathwatch"]["loss"]["reason"] == "namespace_unknown" {
+            break record;
+        }
+    };
+    assert!(loss.to_string().contains("shop/shop"), "{loss}");
+    sensor.stop();
+    remove_below(cgroup.0.parent().unwrap());
+}

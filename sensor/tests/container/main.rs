@@ -5,6 +5,8 @@ mod attribution;
 #[path = "../common/mod.rs"]
 mod common;
 mod containers;
+#[path = "../common/moved.rs"]
+mod moved;
 #[path = "../common/pipeline.rs"]
 mod pipeline;
 #[path = "../common/policies.rs"]

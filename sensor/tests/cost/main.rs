@@ -5,7 +5,8 @@
 //! verifier does.
 #![expect(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test fails by panicking")]
 #![expect(clippy::print_stdout, reason = "what it says is its result")]
-mod empty;
+#[path = "../common/bpf.rs"]
+mod bpf;
 #[path = "../common/mounted.rs"]
 mod mounted;
 mod peers;
@@ -150,10 +151,10 @@ fn measure_all() {
     let base_inside = in_overlay(&overlay);
     say("nothing, in an overlay root", base_inside, base_inside);
     for (row, function, place) in [
-        ("an empty program at the entry of security_file_open", "security_file_open", empty::At::Entry),
-        ("an empty program at the return of do_filp_open", "do_filp_open", empty::At::Return),
+        ("an empty program at the entry of security_file_open", "security_file_open", bpf::At::Entry),
+        ("an empty program at the return of do_filp_open", "do_filp_open", bpf::At::Return),
     ] {
-        let _attached = empty::attach(function, place);
+        let _attached = bpf::attach(function, place);
         say(&format!("{row}, 3 deep"), cost(&at(3, "file")), base[0]);
         say(&format!("{row}, in an overlay root"), in_overlay(&overlay), base_inside);
     }

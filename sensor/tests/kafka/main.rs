@@ -5,6 +5,8 @@
 mod broker;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../common/moved.rs"]
+mod moved;
 #[path = "../common/running.rs"]
 mod running;
 #[path = "../common/schema.rs"]

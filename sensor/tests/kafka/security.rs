@@ -8,7 +8,10 @@ use std::{
     thread,
 };
 
-use base64::{Engine as _, prelude::BASE64_URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    prelude::{BASE64_STANDARD, BASE64_URL_SAFE_NO_PAD},
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -35,44 +38,63 @@ fn only_ca(broker: &Broker) -> String {
     format!("{{ca_file: {}}}", broker.file("certs/ca.pem").display())
 }
 
-/// Everything that one feed must bring.
-fn delivers(broker: &Broker, place: &Place, seen: &mut u64) {
-    let mut shipper = place.start();
+/// A password that stands nowhere else.
+const PASSWORD: &str = "c0rrect-h0rse";
+/// A client's, which is in the arguments of the processes that are fed, too.
+const SECRET: &str = "hunter2";
+
+/// Everything that one feed must bring, and a log of the chattiest level in which none of `secrets` is.
+fn delivers(broker: &Broker, place: Place, seen: &mut u64, secrets: &[&str]) {
+    let mut shipper = place.set("LOG__LEVEL", "trace").start();
     shipper.feed(*seen..*seen + 10);
     *seen += 10;
-    shipper.finish();
+    let log = shipper.finish();
     let wanted = usize::try_from(*seen).unwrap();
     assert_eq!(paths(&broker.consume(TOPIC)).len(), wanted);
+    assert!(log.contains("\"TRACE\""), "{log}");
+    for secret in secrets.iter().copied().chain([SECRET, "PRIVATE KEY"]) {
+        for form in [secret.to_owned(), BASE64_STANDARD.encode(secret), format!("{:?}", secret.as_bytes())] {
+            let found = log.lines().find(|line| line.contains(&form));
+            assert!(found.is_none(), "{found:?}");
+        }
+    }
 }
 
 #[test]
 fn every_mechanism_delivers() {
     let broker = started();
-    [256, 512].into_iter().for_each(|sum| broker.set_password(sum, "secret"));
+    [256, 512].into_iter().for_each(|sum| broker.set_password(sum, PASSWORD));
     let mut seen = 0;
     let mutual = Place::new(&broker.tls_address()).set("SHIP__KAFKA__TLS", &tls(&broker, "ca", "super"));
-    delivers(&broker, &mutual, &mut seen);
+    delivers(&broker, mutual, &mut seen, &[]);
     for mechanism in ["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] {
         let place = Place::new(&broker.sasl_address()).set("SHIP__KAFKA__TLS", &only_ca(&broker));
-        fs::write(place.path("password"), "secret\n").unwrap();
+        fs::write(place.path("password"), format!("{PASSWORD}\n")).unwrap();
         let password = place.path("password").display().to_string();
         let sasl = format!("{{mechanism: {mechanism}, username: super, password_file: {password}}}");
-        delivers(&broker, &place.set("SHIP__KAFKA__SASL", &sasl), &mut seen);
+        // PLAIN sends name and password together.
+        delivers(
+            &broker,
+            place.set("SHIP__KAFKA__SASL", &sasl),
+            &mut seen,
+            &[PASSWORD, &format!("\0super\0{PASSWORD}")],
+        );
     }
     let key = Signer::new(&broker);
     let place = Place::new(&broker.sasl_address()).set("SHIP__KAFKA__TLS", &only_ca(&broker));
-    fs::write(place.path("token"), key.token()).unwrap();
+    let token = key.token();
+    fs::write(place.path("token"), &token).unwrap();
     let sasl = format!("{{mechanism: OAUTHBEARER, token_file: {}}}", place.path("token").display());
-    delivers(&broker, &place.set("SHIP__KAFKA__SASL", &sasl), &mut seen);
+    delivers(&broker, place.set("SHIP__KAFKA__SASL", &sasl), &mut seen, &[&token]);
 
     let place = Place::new(&broker.sasl_address()).set("SHIP__KAFKA__TLS", &only_ca(&broker));
-    fs::write(place.path("client-secret"), "hunter2").unwrap();
-    let endpoint = token_endpoint(key.token());
+    fs::write(place.path("client-secret"), SECRET).unwrap();
+    let endpoint = token_endpoint(token.clone());
     let secret = place.path("client-secret").display().to_string();
     let sasl = format!(
         "{{mechanism: OAUTHBEARER, token_endpoint: '{endpoint}', client_id: pathwatch, client_secret_file: {secret}, scope: kafka}}"
     );
-    delivers(&broker, &place.set("SHIP__KAFKA__SASL", &sasl), &mut seen);
+    delivers(&broker, place.set("SHIP__KAFKA__SASL", &sasl), &mut seen, &[&token, &format!("pathwatch:{SECRET}")]);
 }
 
 #[test]

@@ -1,21 +1,22 @@
 //! A capture with its filter.
-use std::{path::Path, sync::Arc};
+use std::path::Path;
 
 use sensor::{
     capture::{Capture, Config, Filter, Mode},
     event::Event,
     hierarchy::Hierarchy,
-    metrics::Metrics,
     notice::Notices,
     observation::Observation,
 };
 use tokio::{runtime::Handle, sync::mpsc};
 use tokio_util::sync::CancellationToken;
 
+use crate::moved::Kept;
+
 pub(crate) struct Eye {
     pub(crate) filter: Filter,
     pub(crate) events: mpsc::Receiver<Observation>,
-    metrics: Arc<Metrics>,
+    metrics: Kept,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -32,7 +33,7 @@ impl Eye {
             ring: bytesize::ByteSize::mib(64),
             share: sensor::capture::Share { rate: 0, ..Default::default() },
         };
-        let metrics = Arc::new(Metrics::default());
+        let metrics = Kept::default();
         let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
         let (mut capture, events) =
             Capture::new(&config, &hierarchy, metrics.clone(), Notices::default()).unwrap();

@@ -1,0 +1,102 @@
+//! What user space cannot read, and what the kernel could not hand over, is counted and told.
+use std::{
+    os::fd::AsFd as _,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use aya::maps::loaded_maps;
+use sensor::{
+    capture::{Capture, Config, Mode, Share},
+    notice::Notices,
+    observation::Observation,
+};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    bpf,
+    moved::Kept,
+    watch::{block, hierarchy, in_modes},
+};
+
+/// A capture of which a test sees all that it says.
+struct Own {
+    metrics: Kept,
+    notices: Notices,
+    events: mpsc::Receiver<Observation>,
+    stop: CancellationToken,
+    running: tokio::task::JoinHandle<anyhow::Result<()>>,
+}
+
+impl Own {
+    fn start(mode: Mode, ring: bytesize::ByteSize) -> Self {
+        let (metrics, notices) = (Kept::default(), Notices::default());
+        let share = Share { rate: 0, ..Share::default() };
+        let config = Config { mode, ring, share, skip_self: false, walk_rounds: 16, ..Config::default() };
+        let (capture, events) = Capture::new(&config, &hierarchy(), metrics.clone(), notices.clone()).unwrap();
+        let stop = CancellationToken::new();
+        let running = tokio::spawn(capture.run(stop.clone()));
+        Self { metrics, notices, events, stop, running }
+    }
+
+    /// Takes what there is, until `done`.
+    fn until(&mut self, what: &str, done: impl Fn(&Self) -> bool) {
+        let began = Instant::now();
+        while !done(self) {
+            assert!(began.elapsed() < Duration::from_secs(60), "no {what}: {:?}", self.metrics);
+            let patience = Duration::from_millis(20);
+            block(async { tokio::time::timeout(patience, self.events.recv()).await.ok() });
+        }
+    }
+
+    /// How often it has told of `reason`.
+    fn told(&self, reason: &str) -> u64 {
+        let notices = self.notices.take();
+        notices.iter().filter(|notice| notice.reason == reason).map(|notice| notice.count).sum()
+    }
+
+    fn end(mut self) {
+        self.stop.cancel();
+        self.until("end", |own| own.running.is_finished());
+        block(self.running).unwrap().unwrap();
+    }
+}
+
+#[test]
+fn a_record_that_nobody_can_read_is_counted_and_told() {
+    in_modes(|mode, _| {
+        let mut own = Own::start(mode, Config::default().ring);
+        // The newest ring is this one's.
+        let rings = loaded_maps().map(Result::unwrap).filter(|map| map.name_as_str() == Some("EVENTS"));
+        let ring = rings.max_by_key(aya::maps::MapInfo::id).unwrap().fd().unwrap();
+        bpf::put_rubbish(ring.as_fd());
+        own.until("record that cannot be read", |own| own.metrics.undecodable.get() > 0);
+        assert_eq!((own.metrics.undecodable.get(), own.told("undecodable")), (1, 1));
+        // And what comes after it is read.
+        let before = own.metrics.captured.get();
+        std::fs::read("/proc/self/stat").unwrap();
+        own.until("open after it", |own| own.metrics.captured.get() > before);
+        own.end();
+    });
+}
+
+#[test]
+fn what_is_lost_of_processes_is_counted_apart_from_opens() {
+    in_modes(|mode, _| {
+        let mut own = Own::start(mode, bytesize::ByteSize::kib(64));
+        // Nobody takes anything: the queue fills, then the ring, and there is no room for what follows.
+        for _ in 0..20_000 {
+            std::fs::File::open("/proc/self/stat").unwrap();
+        }
+        for _ in 0..20 {
+            let child = Command::new("/proc/self/exe").arg("--help").stdout(Stdio::null()).spawn();
+            child.unwrap().wait().unwrap();
+        }
+        own.until("process that was lost", |own| own.metrics.processes_lost.get() > 0);
+        let lost = own.metrics.processes_lost.get();
+        println!("{mode:?}: {lost} records of processes lost, and {} opens", own.metrics.opens_lost.get());
+        assert!(own.told("processes_lost") >= lost, "{lost}");
+        own.end();
+    });
+}
