@@ -54,7 +54,7 @@ test-mutants:
 
 test-native: release
 	e2e/setup.sh build kafka cluster containers
-	SOAK_SECONDS=$${SOAK_SECONDS:-120} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
+	SOAK_SECONDS=$${SOAK_SECONDS:-60} PATHWATCH_RELEASE=$(CURDIR)/$(RELEASE) cargo test --locked -p sensor --test kernel --test first_light --test bypass --test kafka --test apiserver --test container --test load $(AS_ROOT) -- --test-threads=1 --nocapture
 
 docs: release ## every fenced command of the documents is run, or says why not
 	e2e/setup.sh build docs

@@ -76,22 +76,25 @@ fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
 }
 
 /// What was seen of a case that process `pid` did. What system calls do not show is not seen, for the reason that the case
-/// has, whatever else of it they show.
+/// has, unless they show some path of it.
 pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
-    let answer = judge_seen(case, base, pid, events);
-    let excused = mode == CaptureMode::Tracepoint && !case.untraced.is_empty();
-    let unlike = matches!(answer.cell, Cell::NotSeen | Cell::Wrong);
-    if unlike && excused {
-        Answer::without(case, Cell::NotSeen, case.untraced.to_owned())
-    } else if answer.cell == Cell::NotSeen {
-        Answer::without(case, Cell::Wrong, "no event".to_owned())
-    } else {
-        answer
+    let answer = |cell, why| Answer::without(case, cell, why);
+    let Some(seen) = between_marks(case, pid, events) else {
+        return answer(Cell::Wrong, "its beginning or its end was not seen".to_owned());
+    };
+    let judged = judge_seen(case, base, &seen);
+    let shows_nothing = mode == CaptureMode::Tracepoint && seen.iter().all(|event| event.event.path.is_none());
+    match judged.cell {
+        Cell::NotSeen | Cell::Wrong if shows_nothing && !case.untraced.is_empty() => {
+            answer(Cell::NotSeen, case.untraced.to_owned())
+        }
+        Cell::NotSeen => answer(Cell::Wrong, "no event".to_owned()),
+        Cell::Right | Cell::Flagged | Cell::Wrong | Cell::NotTried => judged,
     }
 }
 
-fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -> Answer {
-    let answer = |cell, why| Answer::without(case, cell, why);
+/// What the process of a case, and its children, did between the opens that mark where it begins and ends.
+fn between_marks<'a>(case: &Case, pid: u32, events: &'a [Enriched]) -> Option<Vec<&'a Enriched>> {
     let of_case =
         |event: &&Enriched| event.event.pid == pid || event.ancestors.iter().any(|ancestor| ancestor.pid == pid);
     let mut own: Vec<&Enriched> = events.iter().filter(of_case).collect();
@@ -101,10 +104,12 @@ fn judge_seen(case: &'static Case, base: &Path, pid: u32, events: &[Enriched]) -
         own.iter()
             .position(|event| is_named(event.event.requested.as_ref(), |path| path.ends_with(name.as_bytes())))
     };
-    let (Some(begin), Some(end)) = (at(BEGIN), at(END)) else {
-        return answer(Cell::Wrong, "its beginning or its end was not seen".to_owned());
-    };
-    let seen = own.get(begin + 1..end).unwrap_or_default();
+    let (begin, end) = (at(BEGIN)?, at(END)?);
+    Some(own.get(begin + 1..end).unwrap_or_default().to_vec())
+}
+
+fn judge_seen(case: &'static Case, base: &Path, seen: &[&Enriched]) -> Answer {
+    let answer = |cell, why| Answer::without(case, cell, why);
     match seen {
         [] => answer(Cell::NotSeen, String::new()),
         [event] => match wrong(case, base, event) {
@@ -272,8 +277,16 @@ mod tests {
             plant(&mut bent);
             assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
         }
-        let mut other = right;
+        let mut other = right.clone();
         other.event.pid = 8;
         assert_eq!(cell(&[begin, other, end]), Cell::Wrong);
+        // What no system call returns is not seen, but no other path for it.
+        let hidden = CASES.iter().find(|case| case.name == "io-uring").unwrap();
+        let [begin, end] =
+            ["/@begin-io-uring", "/@end-io-uring"].map(|name| event(name, false, "2026-01-01T00:00:01Z"));
+        let traced = |events: &[Enriched]| judge(hidden, base, 7, CaptureMode::Tracepoint, events).cell;
+        assert_eq!(traced(&[begin.clone(), end.clone()]), Cell::NotSeen);
+        assert_eq!(traced(&[begin.clone(), event("/base/other", true, "2026-01-01T00:00:01Z"), end]), Cell::Wrong);
+        assert_eq!(traced(&[begin]), Cell::Wrong);
     }
 }

@@ -214,11 +214,11 @@ fn modes() -> &'static [Mode] {
                 *FEXIT.lock().unwrap() = Some(probe);
                 modes.insert(0, Mode::Fexit);
             }
-            // Some kernels refuse fexit even to root (EPERM); a guest's never does, and a verifier's refusal
-            // (EACCES) is our own fault anywhere.
+            // Some kernels refuse fexit even to root (EPERM), and arm64 has none before 6.4 (ENOTSUPP); a verifier's refusal (EACCES)
+            // is our own fault anywhere.
             Err(why)
                 if std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_none()
-                    && why.to_string().ends_with("(os error 1)") =>
+                    && ["(os error 1)", "(os error 524)"].iter().any(|end| why.to_string().ends_with(end)) =>
             {
                 println!("fexit is not to be had on this kernel: {}", why.to_string().lines().next().unwrap());
             }

@@ -69,11 +69,20 @@ fn open_one(path: &Path) {
     drop(rustix::fs::openat(rustix::fs::CWD, path, OFlags::RDONLY, Perm::empty()).unwrap());
 }
 
+/// One that fails.
+fn miss_one(path: &Path) {
+    rustix::fs::openat(rustix::fs::CWD, path, OFlags::RDONLY, Perm::empty()).unwrap_err();
+}
+
 /// Instructions of one openat(2) and close(2).
 fn cost(path: &Path) -> f64 {
+    cost_of(|| open_one(path))
+}
+
+fn cost_of(open: impl Fn()) -> f64 {
     let round = || {
         let began = Instant::now();
-        (0..OPENS).for_each(|_| open_one(path));
+        (0..OPENS).for_each(|_| open());
         began.elapsed().as_nanos() as f64 / f64::from(OPENS)
     };
     // What is done for the first time is no measure.
@@ -171,6 +180,8 @@ fn in_runtime<T>(what: impl FnOnce() -> T) -> T {
 /// Costs of the kernel side, with these of opens without it.
 fn measure_pathwatch(base: &[f64], base_inside: f64, overlay: &Path) {
     let base_mounted = cost(&Path::new(MOUNTED).join("file"));
+    let missing = || cost_of(|| miss_one(&at(3, "no-such-file")));
+    let base_missing = missing();
     let (mut capture, _observations) = load();
     let mut filter = capture.take_filter().unwrap();
     for paths in [0, 10, 100, 1000, 10_000] {
@@ -179,6 +190,10 @@ fn measure_pathwatch(base: &[f64], base_inside: f64, overlay: &Path) {
             say(&format!("miss, {paths} paths, {depth} deep"), cost(&at(*depth, "file")), *base);
         }
         say(&format!("miss, {paths} paths, in an overlay root"), in_overlay(overlay), base_inside);
+    }
+    for (also, row) in [(&[][..], "by names of files"), (&["/srv/x/**"], "by the name of a directory, too")] {
+        filter.set(&keys(1000, also)).unwrap();
+        say(&format!("failed, 1000 paths and failures wanted {row}, 3 deep"), missing(), base_missing);
     }
     filter.set(&keys(1000, &[])).unwrap();
     for (row, wants) in [
