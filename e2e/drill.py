@@ -236,6 +236,9 @@ class Drill:
         self.policy("two", "watched", "paths: [/nowhere]")
         self.ends("PathwatchNoPolicies", "two", "a policy")
 
+        self.open(STORM)
+        self.fires("PathwatchOpensLost", "one", "limited", r"limited +capture")
+
         self.stop("kafka", signal.SIGKILL)
         self.open(ALERTS)
         self.fires("PathwatchNotDelivering", "one", "DELIVERY", "does not acknowledge")
@@ -243,20 +246,20 @@ class Drill:
         self.fires("PathwatchAlertsLost", "one", "spool_full", "spool_full")
         self.policy("one", "broken", "pahts: [/etc/shadow]")
         until("a policy that fails", lambda: self.status("one")["policies"][0]["state"] == "failed")
+        until("Prometheus to know of it", lambda: self.ask("query", query="max(pathwatch_policy_errors) > 0")["result"])
         pages = {"status": self.terminal("one", "status"), "doctor": self.terminal("one", "doctor")}
+        # Each panel has data, or it says so. With the pages, it is one moment that the pictures show.
+        panels = picture.panels(ROOT / "charts/pathwatch/files/dashboard.json", self.ask)
         (self.work / "policies-one/broken.yaml").unlink()
         self.start_kafka()
         self.ends("PathwatchNotDelivering", "one", "the broker is back")
         until("an empty spool", lambda: self.status("one")["alerts"]["waiting"] == 0)
 
-        self.open(STORM)
-        self.fires("PathwatchOpensLost", "one", "limited", r"limited +capture")
-
         self.stop("one", signal.SIGKILL)
         self.fires("PathwatchDown", "one", "events")
         self.start_sensor("one")
         self.ends("PathwatchDown", "one", "it runs again")
-        return pages
+        return pages, panels
 
 
 def main():
@@ -264,12 +267,10 @@ def main():
     work = tempfile.mkdtemp(prefix="pathwatch-drill-")
     drill = Drill(binary, Path(work))
     try:
-        pages = drill.run()
+        pages, panels = drill.run()
         alerts = set(re.findall(r"- alert: (\w+)", drill.rules))
         if alerts - drill.fired - {"PathwatchSeesLess"}:
             raise Failed(f"never made to fire: {alerts - drill.fired}")
-        # Each panel has data, or it says so.
-        panels = picture.panels(ROOT / "charts/pathwatch/files/dashboard.json", drill.ask)
         if os.environ.get("UPDATE"):
             picture.write(ROOT / "docs/images", panels, pages)
         print(f"test result: ok. {len(drill.fired)} passed; 0 failed")

@@ -7,6 +7,7 @@ from html import escape
 
 COLUMN, ROW, GAP = 40, 34, 8
 INK, FAINT, PAPER, FRAME = "#d8d9da", "#8e8e8e", "#111217", "#22252b"
+STEPS = {"green": "#73bf69", "yellow": "#f2cc0c", "red": "#f2495c"}
 LINES = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9")
 # ECMA-48's colours as terminals have them.
 SGR = {"1": "font-weight:bold", "2": "fill:#8e8e8e", "31": "fill:#f2495c", "32": "fill:#73bf69", "33": "fill:#f2cc0c"}
@@ -47,32 +48,45 @@ def told(value, unit):
         return f"{value / 86400:.0f} d" if value > 86400 else f"{value:.2g} s"
     if unit == "bytes":
         return f"{value / 1024:.0f} KiB"
-    return f"{value:.3g}" if value % 1 else f"{value:.0f}"
+    return f"{value:.3g}" if value % 1 and value < 100 else f"{value:,.0f}"
 
 
 def text(x, y, words, size=12, style="", anchor="start"):
     return f'<text x="{x:.0f}" y="{y:.0f}" font-size="{size}" text-anchor="{anchor}" style="{style}">{escape(words)}</text>'
 
 
-def draw(panel, series, at, size):
+def number(panel, series, middle, unit):
+    """A panel that is one number, in the colour of its threshold, with whose it is."""
+    if not series or not series[0][1]:
+        return [text(*middle, "no data", 14, f"fill:{FAINT}", "middle")]
+    name, value = series[0][0], series[0][1][-1][1]
+    steps = panel["fieldConfig"]["defaults"].get("thresholds", {}).get("steps", [])
+    color = next((STEPS[step["color"]] for step in reversed(steps) if step["value"] is None or value >= step["value"]), INK)
+    (x, y), whose = middle, name if panel.get("options", {}).get("textMode") == "value_and_name" else ""
+    return [text(x, y, told(value, unit), 26, f"fill:{color}", "middle"), text(x, y + 22, whose, 12, "", "middle")]
+
+
+def draw(panel, series, at, size, colors):
+    """A panel; `colors` has that of every name so far, which is the same wherever the name is."""
     (x, y), (width, height) = at, size
     unit = panel["fieldConfig"]["defaults"].get("unit", "short")
-    out = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="#181b1f" stroke="{FRAME}" rx="3"/>', text(x + 8, y + 18, panel["title"])]
+    out = [f'<rect x="{x}" y="{y}" width="{width}" height="{height}" fill="#181b1f" stroke="{FRAME}" rx="3"/>', text(x + 8, y + 18, panel["title"], 12 if width > 200 else 11)]
     if panel["type"] == "stat":
-        value = told(series[0][1][-1][1], unit) if series and series[0][1] else "no data"
-        out.append(text(x + width / 2, y + height / 2 + 18, value, 26, "fill:#73bf69", "middle"))
-        return out
+        return out + number(panel, series, (x + width / 2, y + height / 2 + 14), unit)
     points = [point for _, line in series for point in line]
     if not points:
         return [*out, text(x + width / 2, y + height / 2, "no data", 14, f"fill:{FAINT}", "middle")]
     top, begin, end = max(value for _, value in points) or 1, min(at for at, _ in points), max(at for at, _ in points)
-    left, right, upper, lower = x + 60, x + width - 10, y + 30, y + height - 38
+    left, right, upper, lower = x + 60, x + width - 10, y + 30, y + height - 46
+    out.append(text(left, lower + 15, f"{(end - begin) / 60:.0f} min before", 11, f"fill:{FAINT}"))
+    out.append(text(right, lower + 15, time.strftime("%H:%M:%S UTC", time.gmtime(end)), 11, f"fill:{FAINT}", "end"))
     for share in (0, 0.5, 1):
         level = lower - share * (lower - upper)
         out.append(f'<line x1="{left}" x2="{right}" y1="{level:.0f}" y2="{level:.0f}" stroke="{FRAME}"/>')
         out.append(text(left - 6, level + 4, told(share * top, unit), 11, f"fill:{FAINT}", "end"))
     legend = left
-    for (name, line), color in zip(series, LINES * 3):
+    for name, line in series:
+        color = colors.setdefault(name, LINES[len(colors) % len(LINES)])
         place = " ".join(f"{left + (t - begin) / ((end - begin) or 1) * (right - left):.1f},{lower - value / top * (lower - upper):.1f}" for t, value in line)
         out.append(f'<polyline points="{place}" fill="none" stroke="{color}" stroke-width="1.5"/>')
         out.append(text(legend, y + height - 12, name or panel["title"], 11, f"fill:{color}"))
@@ -86,17 +100,18 @@ def svg(width, height, lines, font):
 
 
 def board(found):
-    lines, bottom = [], 0
+    # What is lost is red wherever it is.
+    lines, bottom, colors = [], 0, {"lost": STEPS["red"], "wrong": STEPS["red"], "shipped": STEPS["green"], "right": STEPS["green"]}
     for panel, series in found:
         grid = panel["gridPos"]
         at = grid["x"] * COLUMN + GAP, grid["y"] * ROW + GAP
         size = grid["w"] * COLUMN - GAP, grid["h"] * ROW - GAP
         bottom = max(bottom, at[1] + size[1])
-        lines += draw(panel, series, at, size)
+        lines += draw(panel, series, at, size, colors)
     return svg(24 * COLUMN + GAP, bottom + GAP, lines, "sans-serif")
 
 
-def terminal(page, widest=150):
+def terminal(page, widest=190):
     """A page of a terminal, with its colours."""
     rows = []
     for number, row in enumerate(page.replace("\r", "").rstrip("\n").split("\n")):

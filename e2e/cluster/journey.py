@@ -68,9 +68,9 @@ def status():
     cases = found["self_test"]["cases"]
     of = lambda *answers: [case for case in cases if case["answer"] in answers]
     expect("nothing seen wrongly", not of("wrong"), of("wrong"))
-    expect("most can be tried", len(of("right", "flagged")) > 35, [case["name"] for case in of("not_tried", "not_seen")])
+    expect("most can be tried", len(of("right", "marked")) > 35, [case["name"] for case in of("not_tried", "not_seen")])
     expect("what cannot was in a guest", all(case["elsewhere"] for case in of("not_tried")), of("not_tried"))
-    numbers = {answer: len(of(answer)) for answer in ("right", "flagged", "not_seen", "not_tried")}
+    numbers = {answer: len(of(answer)) for answer in ("right", "marked", "not_seen", "not_tried")}
     return f"{numbers}, in {found['self_test']['seconds']:.0f} s"
 
 

@@ -239,6 +239,14 @@ const END: usize = 64;
 /// or begins with `..`; and where it is too long to tell.
 #[inline(never)]
 fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
+    let len = length(asked);
+    let size = size_of_last(asked, len);
+    if size == 0 { 0 } else { hash_of_part(asked, len - size, size, seed) }
+}
+
+/// How long the name is, as far as it is looked at; zero if it cannot be read.
+#[inline(always)]
+fn length<A: Asked>(asked: &A) -> u32 {
     let mut len = 0;
     for _ in 0..ROUNDS {
         let (_, read) = asked.bytes::<END>(len);
@@ -250,6 +258,12 @@ fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
             break;
         }
     }
+    len
+}
+
+/// How long the last component is of a name of `len` bytes; zero if it is empty, or that cannot be told.
+#[inline(always)]
+fn size_of_last<A: Asked>(asked: &A, len: u32) -> u32 {
     let tail = len.saturating_sub(END as u32 - 1);
     let (bytes, read) = asked.bytes::<END>(tail);
     // It goes on after the last round, or is another now.
@@ -257,20 +271,26 @@ fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
         return 0;
     }
     let size = len - tail - after_last_slash(zerocopy::transmute!(bytes));
-    if size == 0 || size == len - tail && tail != 0 {
-        return 0;
-    }
-    let (name, _) = asked.bytes::<{ 8 * WORDS + 1 }>(len - size);
-    if name[0] == b'.' && (size == 1 || name[1] == b'.') {
+    if tail != 0 && size == len - tail { 0 } else { size }
+}
+
+/// [`hash`] of `size` bytes from `at` on; zero if they are `.` or begin with `..`.
+#[inline(always)]
+fn hash_of_part<A: Asked>(asked: &A, at: u32, size: u32, seed: u64) -> u64 {
+    const BYTES: usize = 8 * (WORDS + 1);
+    let (bytes, _) = asked.bytes::<BYTES>(at);
+    let words: [u64; WORDS + 1] = zerocopy::transmute!(bytes);
+    let [first, ..] = words;
+    let first = u64::from_le(first);
+    if first as u8 == b'.' && (size == 1 || (first >> 8) as u8 == b'.') {
         return 0;
     }
     let mut hash = start(seed, size);
-    for at in 0..WORDS {
+    for (at, word) in words.iter().enumerate().take(WORDS) {
         if size as usize <= 8 * at {
             break;
         }
-        let word = core::array::from_fn(|byte| name[8 * at + byte]);
-        hash = mix(hash, masked(u64::from_le_bytes(word), size, at));
+        hash = mix(hash, masked(u64::from_le(*word), size, at));
     }
     hash
 }
@@ -283,7 +303,7 @@ fn after_last_slash([a, b, c, d, e, f, g, h]: [u64; END / 8]) -> u32 {
     let after = |so_far: u32, word: u64, begin: u32| {
         let other = word ^ u64::from_ne_bytes([b'/'; 8]);
         // The highest bit of each byte that is a slash, and no other bit.
-        let slashes = u64::from_le(!((other & LOW) + LOW | other | LOW));
+        let slashes = u64::from_le(!(((other & LOW) + LOW) | other | LOW));
         if slashes == 0 { so_far } else { begin + 8 - slashes.leading_zeros() / 8 }
     };
     let first = after(after(after(after(0, a, 0), b, 8), c, 16), d, 24);

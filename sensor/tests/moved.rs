@@ -1,5 +1,6 @@
 //! Every metric is moved by some test: one that never was may be counted nowhere, and nobody would know.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
+#![expect(clippy::print_stdout, reason = "a test says what it did")]
 #[path = "common/moved.rs"]
 mod kept;
 
@@ -29,7 +30,7 @@ fn unmoved(pages: &[String]) -> BTreeSet<String> {
 
 /// The pages that tests on this machine have left, and those that guests have printed.
 fn pages() -> Vec<String> {
-    let guests = Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().join("guests");
+    let guests = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guests");
     let read = |directory: &Path| -> Vec<String> {
         fs::read_dir(directory)
             .into_iter()

@@ -105,7 +105,8 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
     let Some(sight) = &report.sight else {
         return vec![line(BAD, "nothing is seen", report.failure.as_deref().unwrap_or("the reason is not known"))];
     };
-    let mut rows = vec![line(GOOD, "mode", &sight.mode.to_string())];
+    let color = if sight.instead.is_some() { DOUBTFUL } else { GOOD };
+    let mut rows = vec![line(color, "mode", &sight.mode.to_string())];
     rows.extend(
         sight.instead.iter().map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why))),
     );
@@ -129,7 +130,7 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
 fn row(case: &Case) -> Vec<Word> {
     let color = match case.answer {
         Cell::Right => GOOD,
-        Cell::Flagged => PLAIN,
+        Cell::Marked => PLAIN,
         Cell::NotSeen => DOUBTFUL,
         Cell::Wrong => BAD,
         Cell::NotTried => FAINT,
@@ -146,12 +147,12 @@ fn row(case: &Case) -> Vec<Word> {
 
 fn summary(report: &Report) -> Vec<Word> {
     let count = |answer| report.of(answer).count();
-    let (right, flagged, unseen) = (count(Cell::Right), count(Cell::Flagged), count(Cell::NotSeen));
+    let (right, marked, unseen) = (count(Cell::Right), count(Cell::Marked), count(Cell::NotSeen));
     let (wrong, untried) = (count(Cell::Wrong), count(Cell::NotTried));
     vec![
         word(BOLD, format!("{} ways:", report.cases.len())),
         word(GOOD, format!("{right} right,")),
-        word(PLAIN, format!("{flagged} marked as perhaps another path,")),
+        word(PLAIN, format!("{marked} marked as perhaps another path,")),
         word(if unseen > 0 { DOUBTFUL } else { PLAIN }, format!("{unseen} not seen,")),
         word(if wrong > 0 { BAD } else { PLAIN }, format!("{wrong} wrong,")),
         word(PLAIN, format!("{untried} not testable here; {:.1} s", report.seconds)),

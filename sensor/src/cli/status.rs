@@ -160,7 +160,8 @@ fn ago(now: Timestamp, then: Timestamp) -> String {
 
 fn seeing(status: &Status) -> Rows {
     let line = |color, name: &str, text: String| vec![word(PLAIN, name), word(color, text)];
-    let mut rows = vec![line(GOOD, "mode", status.sight.mode.to_string())];
+    let color = if status.sight.instead.is_some() { DOUBTFUL } else { GOOD };
+    let mut rows = vec![line(color, "mode", status.sight.mode.to_string())];
     let instead = status.sight.instead.iter();
     rows.extend(
         instead.map(|why| line(DOUBTFUL, "instead of fexit", why.lines().next().unwrap_or(why).to_owned())),
@@ -185,7 +186,7 @@ fn seeing(status: &Status) -> Rows {
             "of {} ways to a file {} right, {} marked, {unseen} not seen, {wrong} wrong, {} not testable here",
             report.cases.len(),
             count(Cell::Right),
-            count(Cell::Flagged),
+            count(Cell::Marked),
             count(Cell::NotTried),
         ),
     };

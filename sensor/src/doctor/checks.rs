@@ -195,7 +195,7 @@ fn modules() -> Check {
             "security modules",
             Verdict::Unknown,
             "/sys/kernel/security/lsm cannot be read",
-            "nothing: only to be told",
+            "nothing is to be done: the sensor needs none of them",
         );
     };
     let bpf = if list.split(',').any(|name| name.trim() == "bpf") { "with" } else { "without" };

@@ -123,7 +123,7 @@ impl Coverage {
                 None if report.failure.is_some() => 3,
                 None | Some(Cell::NotTried) => 0,
                 Some(Cell::Right) => 1,
-                Some(Cell::Flagged) => 2,
+                Some(Cell::Marked) => 2,
                 Some(Cell::NotSeen) => 3,
                 Some(Cell::Wrong) => 4,
             });

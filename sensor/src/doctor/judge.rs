@@ -13,7 +13,7 @@ pub enum Cell {
     /// One event, with the right path, process, operation and outcome.
     Right,
     /// The same, with the path marked as one that may be another.
-    Flagged,
+    Marked,
     /// No event.
     NotSeen,
     /// Anything else.
@@ -26,7 +26,7 @@ impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Right => "right",
-            Self::Flagged => "flagged",
+            Self::Marked => "marked",
             Self::NotSeen => "not seen",
             Self::Wrong => "WRONG",
             Self::NotTried => "not tried",
@@ -89,7 +89,7 @@ pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMod
             answer(Cell::NotSeen, case.untraced.to_owned())
         }
         Cell::NotSeen => answer(Cell::Wrong, "no event".to_owned()),
-        Cell::Right | Cell::Flagged | Cell::Wrong | Cell::NotTried => judged,
+        Cell::Right | Cell::Marked | Cell::Wrong | Cell::NotTried => judged,
     }
 }
 
@@ -116,7 +116,7 @@ fn judge_seen(case: &'static Case, base: &Path, seen: &[&Enriched]) -> Answer {
             Some(why) => answer(Cell::Wrong, why),
             None => {
                 let doubts = event.event.status.iter().any(|status| is_doubt(*status, event.event.mode));
-                let cell = if doubts { Cell::Flagged } else { Cell::Right };
+                let cell = if doubts { Cell::Marked } else { Cell::Right };
                 let marks = event.event.status.iter().map(PathStatus::to_string).collect();
                 Answer { case, cell, names: named_by(case, base, event), marks, why: String::new() }
             }

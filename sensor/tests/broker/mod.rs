@@ -339,7 +339,7 @@ fn security(ports: [u16; 4], directory: &Path) -> String {
     );
     let login = "org.apache.kafka.common.security";
     for (mechanism, module) in [
-        ("plain", "plain.PlainLoginModule required user_super=\"secret\""),
+        ("plain", "plain.PlainLoginModule required user_super=\"c0rrect-h0rse\""),
         ("scram-sha-256", "scram.ScramLoginModule required"),
         ("scram-sha-512", "scram.ScramLoginModule required"),
         ("oauthbearer", "oauthbearer.OAuthBearerLoginModule required"),

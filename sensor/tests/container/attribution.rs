@@ -18,7 +18,7 @@ use super::{
     common::pathwatch,
     containers::{Container, Containerd},
     pipeline::{Cgroup, Pipeline, alone, policies_of},
-    running::{PATIENCE, Sensor},
+    running::{PATIENCE, Sensor, total},
 };
 
 /// Short containers, each of which opens one file.
@@ -234,19 +234,13 @@ fn a_namespaces_policy_that_cannot_decide_is_a_loss_and_no_silence() {
     fs::write(policies.path().join("p.yaml"), text).unwrap();
     let mut command = pathwatch();
     command.args(["run", "--policies"]).arg(policies.path()).env("PATHWATCH__ENRICH__KUBERNETES", "off");
-    let sensor = Sensor::start(&mut command);
+    let mut sensor = Sensor::start(&mut command);
     let container = Container::new();
     let cgroup = Cgroup::make(&container.cgroup());
     cgroup.open(&file);
-    let began = Instant::now();
-    let loss = loop {
-        assert!(began.elapsed() < PATIENCE, "{}", sensor.log());
-        let record = sensor.lines.recv_timeout(PATIENCE).unwrap();
-        if record["pathwatch"]["loss"]["reason"] == "namespace_unknown" {
-            break record;
-        }
-    };
-    assert!(loss.to_string().contains("shop/shop"), "{loss}");
-    sensor.stop();
+    sensor.wait_for_log("shop/shop could not decide");
+    let (alerts, log) = sensor.stop();
+    assert!(alerts.is_empty(), "{alerts:?}");
+    assert!(total(&log, "namespace_unknown") > 0, "{log}");
     remove_below(cgroup.0.parent().unwrap());
 }

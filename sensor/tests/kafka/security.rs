@@ -38,14 +38,15 @@ fn only_ca(broker: &Broker) -> String {
     format!("{{ca_file: {}}}", broker.file("certs/ca.pem").display())
 }
 
-/// A password that stands nowhere else.
+/// The password that the broker has for PLAIN (`broker/mod.rs`). It stands nowhere else.
 const PASSWORD: &str = "c0rrect-h0rse";
 /// A client's, which is in the arguments of the processes that are fed, too.
 const SECRET: &str = "hunter2";
 
 /// Everything that one feed must bring, and a log of the chattiest level in which none of `secrets` is.
 fn delivers(broker: &Broker, place: Place, seen: &mut u64, secrets: &[&str]) {
-    let mut shipper = place.set("LOG__LEVEL", "trace").start();
+    let place = place.set("LOG__LEVEL", "trace");
+    let mut shipper = place.start();
     shipper.feed(*seen..*seen + 10);
     *seen += 10;
     let log = shipper.finish();

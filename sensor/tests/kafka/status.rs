@@ -101,7 +101,7 @@ fn five_questions_are_answered_whatever_goes_wrong() {
         until(&place, "tested", |status| !status["self_test"].is_null() && policy(status, "good") != &Value::Null);
     let cases = status["self_test"]["cases"].as_array().unwrap();
     let count = |answer: &str| cases.iter().filter(|case| case["answer"] == answer).count();
-    assert!(count("wrong") == 0 && count("right") + count("flagged") > 60, "{cases:#?}");
+    assert!(count("wrong") == 0 && count("right") + count("marked") > 60, "{cases:#?}");
     assert_eq!(status["sink"]["degraded"], false);
     assert_eq!(status["sink"]["certificate_expires"], expiry(&broker.file("certs/super.pem")).to_string());
     assert_eq!(policy(&status, "good")["patterns"], serde_json::json!([[watched, "kernel"]]));

@@ -26,9 +26,8 @@ pub(crate) fn run(changes: usize) {
     let keys = [1, 2].map(|number| {
         let more = (0..number * 100).map(|n| format!("/srv/{number}/{n}/secret"));
         let paths: Vec<String> = more.chain([watched.display().to_string()]).collect();
-        let set =
-            Directory::read_text(policy("p", &paths, (&["read"], &["success"])).as_bytes(), run_examples).set;
-        set.keys(&known())
+        let text = policy("p", &paths, (&["read"], &["success"]));
+        Directory::read_text(text.as_bytes(), run_examples).set.keys(&known())
     });
     filter.set(&keys[0]).unwrap();
     let cgroup = fs::metadata("/sys/fs/cgroup").unwrap().ino();
