@@ -17,4 +17,4 @@ if [ "$(columns "$before")" != "$(columns "$(cat docs/coverage.md)")" ]; then
   echo "coverage: docs/coverage.md has changed; commit it, if it is meant so"
 fi
 # Where the kernel may interrupt a program, it skips runs of it: that is loss, and must add up.
-GUEST_CMDLINE=preempt=full run "$PWD/e2e/guest.sh', '6.12" conserve
+GUEST_CMDLINE=preempt=full run "$PWD/e2e/guest.sh', '6.12" conserve | tee target/guests/coverage-conserve.txt | grep -v $'^METRIC\t'

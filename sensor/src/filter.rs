@@ -49,9 +49,7 @@ pub async fn follow(
                 if let Err(why) = filter.forget() {
                     notices.add("capture", "filter_unset", 1, why.to_string());
                 }
-                for (counter, passed) in metrics.passed.iter().zip(filter.passed()) {
-                    counter.add(passed.saturating_sub(counter.get()));
-                }
+                filter.count_passed(&metrics);
             }
         }
         if due {

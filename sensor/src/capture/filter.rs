@@ -17,7 +17,10 @@ use sensor_ebpf::{
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{Error, Runs, opens::Opens};
-use crate::keys::{Key, Keys};
+use crate::{
+    keys::{Key, Keys},
+    metrics::Metrics,
+};
 
 /// A table as the map holds it.
 const WORDS: usize = size_of::<Table>() / 8;
@@ -227,6 +230,13 @@ impl Filter {
     fn write(&mut self, state: State) -> Result<(), MapError> {
         let words: StateWords = zerocopy::transmute!(state);
         self.map.set(0, words, 0)
+    }
+
+    /// Counts in `metrics` how many opens have passed, by reason.
+    pub fn count_passed(&self, metrics: &Metrics) {
+        for (counter, passed) in metrics.passed.iter().zip(self.passed()) {
+            counter.add(passed.saturating_sub(counter.get()));
+        }
     }
 
     /// How many opens have passed, by reason.

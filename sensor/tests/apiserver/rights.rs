@@ -60,8 +60,32 @@ fn without_rights_it_says_so_and_goes_on_and_with_them_it_names_pods() {
     assert_eq!((&event.missing[..], event.enrichment), (&[Missing::Pod][..], Enrichment::Partial));
     println!("an event without rights took {:?}", began.elapsed());
     assert!(began.elapsed() < Duration::from_secs(1), "there is nothing to wait for");
-    cluster.grant("sensor");
+    cluster.grant("sensor", &["pods", "namespaces"]);
     wait_until("the pod's name", || open(&pipeline, &cgroup, &place).pod.is_some());
+    remove(cgroup);
+    pipeline.finish();
+}
+
+#[test]
+fn a_namespace_whose_labels_nobody_may_tell_is_said_to_be_missing() {
+    let cluster = Cluster::start();
+    cluster.create_service_account("sensor");
+    cluster.grant("sensor", &["pods"]);
+    let directory = tempfile::tempdir().unwrap();
+    let place = directory.path().canonicalize().unwrap();
+    let token = place.join("token");
+    fs::write(&token, cluster.token("sensor", 3600)).unwrap();
+    let of_a_team = watching(&place).replace("spec: {", "spec: {namespaceSelector: {matchLabels: {team: red}}, ");
+    let config = asking(cluster.kubeconfig_for_token_file(&token));
+    let pipeline = Pipeline::start(&config, "n1", policies_of(&of_a_team), &place);
+    let pod = uid(&cluster.create_pod(&NewPod::default()));
+    let cgroup = Cgroup::make(&format!("/kubepods/pod{pod}/{}", container_id()));
+    wait_until("the pod's name", || open(&pipeline, &cgroup, &place).pod.is_some());
+    let event = open(&pipeline, &cgroup, &place);
+    assert_eq!((&event.missing[..], event.enrichment), (&[Missing::Namespace][..], Enrichment::Partial));
+    cluster.revoke("sensor");
+    cluster.grant("sensor", &["pods", "namespaces"]);
+    wait_until("the namespace", || open(&pipeline, &cgroup, &place).missing.is_empty());
     remove(cgroup);
     pipeline.finish();
 }
@@ -70,7 +94,7 @@ fn without_rights_it_says_so_and_goes_on_and_with_them_it_names_pods() {
 fn a_token_that_is_no_longer_good_is_replaced_by_the_file_as_it_is_then() {
     let mut cluster = Cluster::start();
     cluster.create_service_account("sensor");
-    cluster.grant("sensor");
+    cluster.grant("sensor", &["pods", "namespaces"]);
     let directory = tempfile::tempdir().unwrap();
     let place = directory.path().canonicalize().unwrap();
     let token = place.join("token");

@@ -1,21 +1,16 @@
 //! Opens at full speed: each is received or counted as lost, to the last one. Only where nobody else opens files.
-use std::{
-    path::Path,
-    process::Command,
-    sync::{Arc, Barrier},
-    thread,
-    time::Instant,
-};
+use std::{path::Path, process::Command, sync::Barrier, thread, time::Instant};
 
 use rustix::fs::{CWD, Mode as Perm, OFlags, openat};
 use sensor::{
     capture::{Capture, Config, Mode},
     hierarchy::Hierarchy,
-    metrics::Metrics,
     notice::Notices,
     observation::Observation,
 };
 use tokio_util::sync::CancellationToken;
+
+use super::moved::Kept;
 
 /// `storm DIRECTORY DEPTH THREADS OPENS`: so many opens by each thread of a file so deep, on the CPU where the sensor is not:
 /// what it opens itself is not counted, but runs the same program.
@@ -60,7 +55,7 @@ fn count(base: &Path, depth: usize, threads: usize, opens: usize) -> Counted {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let _entered = runtime.enter();
     let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
-    let (metrics, notices): (Arc<Metrics>, _) = (Arc::default(), Notices::default());
+    let (metrics, notices) = (Kept::default(), Notices::default());
     let config = Config { mode: Mode::Fexit, walk_rounds: 400, ..Config::default() };
     let (capture, mut observations) = Capture::new(&config, &hierarchy, metrics.clone(), notices).unwrap();
     let stop = CancellationToken::new();

@@ -5,6 +5,8 @@
 #![expect(clippy::print_stdout, reason = "what it says is its result")]
 mod conserve;
 mod lacking;
+#[path = "../common/moved.rs"]
+mod moved;
 mod table;
 
 use std::process::{Command, ExitCode};

@@ -75,6 +75,27 @@ fn policy<'a>(status: &'a Value, name: &str) -> &'a Value {
 }
 
 #[test]
+fn what_is_over_a_limit_and_what_has_no_room_is_counted() {
+    for (name, value, outcome) in [
+        ("SHIP__STORM__POLICY", "{per_second: 1, burst: 1}", "limited"),
+        ("SHIP__SPOOL__MAX_BYTES", "1MiB", "lost"),
+    ] {
+        // Nobody listens there.
+        let place = Place::new("127.0.0.1:1").set("SHIP__STORM__WINDOW", "0s").set(name, value);
+        let socket = place.path("status.sock").display().to_string();
+        let watched = place.path("watched");
+        fs::write(&watched, "").unwrap();
+        write_policy(&place, "good", &format!("paths: ['{}']", watched.display()));
+        let place = place.set("HTTP__SOCKET", &socket);
+        let _sensor = Sensor::start(place.command().args(["run", "--policies", "policies"]));
+        until(&place, "at work", |status| policy(status, "good") != &Value::Null);
+        (0..2000).for_each(|_| drop(File::open(&watched).unwrap()));
+        let status = until(&place, outcome, |status| status["alerts"][outcome].as_u64() > Some(0));
+        println!("status: {outcome}: {}", status["alerts"]);
+    }
+}
+
+#[test]
 fn five_questions_are_answered_whatever_goes_wrong() {
     let mut broker = Broker::secure();
     broker.start();

@@ -16,7 +16,7 @@ use crate::moved::Kept;
 pub(crate) struct Eye {
     pub(crate) filter: Filter,
     pub(crate) events: mpsc::Receiver<Observation>,
-    metrics: Kept,
+    pub(crate) metrics: Kept,
     stop: CancellationToken,
     running: tokio::task::JoinHandle<anyhow::Result<()>>,
 }
@@ -58,6 +58,7 @@ impl Eye {
 
     /// Ends it; nothing may have been lost.
     pub(crate) fn close(mut self) {
+        self.filter.count_passed(&self.metrics);
         self.stop.cancel();
         while Handle::current().block_on(self.events.recv()).is_some() {}
         Handle::current().block_on(self.running).unwrap().unwrap();

@@ -11,6 +11,7 @@ mod mounted;
 #[path = "../common/moved.rs"]
 mod moved;
 mod place;
+mod reasons;
 mod replaced;
 mod swaps;
 
@@ -54,10 +55,11 @@ fn main() {
     let found = compare(&mut Rng::with_seed(seed), opens.max(100_000), false, &mut BTreeMap::new());
     println!("sound: nobody tells of moved directories: {}", found.as_deref().unwrap_or("not found out"));
     assert!(found.is_some(), "a filter that is not sound is not found out");
+    reasons::run();
     swaps::run(1000);
     assert_eq!(replaced::run(true), 0, "stopped in the kernel by what it remembered of another");
     assert_ne!(replaced::run(false), 0, "a filter that is not sound is not found out");
-    println!("test result: ok. 5 passed; 0 failed");
+    println!("test result: ok. 6 passed; 0 failed");
 }
 
 /// Everything that is to happen must have.

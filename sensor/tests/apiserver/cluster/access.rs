@@ -66,10 +66,10 @@ impl Cluster {
     }
 
     /// Lets a service account list and watch pods and namespaces; returns when the server knows.
-    pub(crate) fn grant(&self, account: &str) {
+    pub(crate) fn grant(&self, account: &str, resources: &[&str]) {
         let role = object::<ClusterRole>(json!({
             "metadata": {"name": account},
-            "rules": [{"apiGroups": [""], "resources": ["pods", "namespaces"], "verbs": ["list", "watch"]}],
+            "rules": [{"apiGroups": [""], "resources": resources, "verbs": ["list", "watch"]}],
         }));
         let binding = object::<ClusterRoleBinding>(json!({
             "metadata": {"name": account},
