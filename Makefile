@@ -38,7 +38,7 @@ setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node
 
 test: ## the tests: units, this kernel, a real broker and API server, the documents' commands, guest kernels
-	rm -rf target/*/tmp/moved target/guests
+	$(SUDO) rm -rf target/*/tmp/moved target/guests
 	$(MAKE) test-unit test-native docs test-guests coverage
 	cargo test --locked -p sensor --test moved -- --ignored --nocapture
 

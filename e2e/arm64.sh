@@ -39,8 +39,8 @@ in_arm64() {
 
 # An alert of the sensor itself, in a guest: cat reads what the policy names.
 alert() {
-  local files work; work=$(mktemp -d); files=$work/files
-  mkdir -p "$files/policies" "$work/out"
+  local files; work=$(mktemp -d); trap 'rm -rf "$work"' EXIT; files=$work/files
+  mkdir -p "$files/policies"
   cp "$here/../target/$target/release/pathwatch" "$files/pathwatch"
   cp -r "$here/../policies/." "$files/policies"
   cat >"$files/begin" <<'S'
@@ -56,23 +56,23 @@ kill $sensor; wait $sensor
 S
   chmod +x "$files/begin"
   GUEST_FILES=$files "$here/guest.sh" "$1" "$files/begin" | tee "$work/said"
-  grep -q '"path":"/etc/shadow"' "$work/said" && grep -q '^aarch64$' "$work/said"
-  rm -rf "$work"
+  grep -q '"path":"/etc/shadow"' "$work/said"
+  grep -q '^aarch64$' "$work/said"
   echo "test result: ok. 1 passed; 0 failed (an alert on $1)"
 }
 
 all() {
   local kernel test files=()
   cd "$here/.."; mkdir -p target/guests
-  "$0" cargo build --locked --release -p sensor
+  "$here/arm64.sh" cargo build --locked --release -p sensor
   "$here/images.sh" sensor target/$target/release/pathwatch arm64
   for kernel in 6.1-arm64 6.12-arm64; do
     for test in coverage kernel; do
-      "$0" test "$test" "$kernel" --test-threads=1 --nocapture >"target/guests/$test-$kernel.txt" 2>&1 ||
+      "$here/arm64.sh" test "$test" "$kernel" --test-threads=1 --nocapture >"target/guests/$test-$kernel.txt" 2>&1 ||
         { cat "target/guests/$test-$kernel.txt"; echo "arm64: $test failed on $kernel" >&2; return 1; }
       grep -v -E $'^(COVERAGE|DOCTOR|METRIC)\t' "target/guests/$test-$kernel.txt"
     done
-    alert "$kernel"
+    (alert "$kernel")
     files+=("$PWD/target/guests/coverage-$kernel.txt")
   done
   cargo test --locked -p sensor --test coverage -- table "$PWD"/docs/{coverage,doctor}-arm64.md "${files[@]}"

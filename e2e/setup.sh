@@ -140,7 +140,10 @@ step_arm64() {
     /usr/aarch64-linux-gnu/lib/libc.a=libc6-dev-arm64-cross
   export APT_ARCHITECTURE=arm64
   busybox "$cache/busybox-arm64" "$cache/apt-arm64"
-  [ -e "$cache/arm64-openssl/usr/include/openssl/ssl.h" ] || unpacked "$cache/arm64-openssl" "$cache/apt-arm64" libssl-dev
+  if [ ! -e "$cache/arm64-openssl" ]; then
+    unpacked "$cache/arm64-openssl.new" "$cache/apt-arm64" libssl-dev
+    mv "$cache/arm64-openssl.new" "$cache/arm64-openssl"
+  fi
   unset APT_ARCHITECTURE
   rust_src
   "$here/arm64.sh" std

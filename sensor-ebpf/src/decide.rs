@@ -9,7 +9,7 @@
 use core::cell::Cell;
 
 use crate::table::{
-    ANYWHERE, NAMES, Table, WORDS, Wants, hash, masked, mix, of_directory, of_file, start, unnamed,
+    ANYWHERE, NAMES, Table, UNNAMED, WORDS, Wants, hash, masked, mix, of_directory, of_file, start,
 };
 
 /// Most directories above a file, up to the root of its file system, that are looked at; of a deeper one every open passes.
@@ -131,7 +131,7 @@ pub trait Kernel {
 }
 
 /// The name that an open was asked for, as the kernel has copied it.
-pub trait Asked {
+pub trait RequestedName {
     /// `N` bytes from `at` on, up to a zero or with one as the last, and how many these are with the zero; none if it cannot be read.
     fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32);
 }
@@ -190,7 +190,7 @@ const fn outcome(result: i32) -> usize {
 /// Why an open passes, if it does: of these classes, with this result (zero or a negative errno), where policies want this. Of
 /// one that has failed there is no file, and the name that was `asked` for.
 #[inline(always)]
-pub fn passes<K: Kernel, A: Asked>(
+pub fn passes<K: Kernel, A: RequestedName>(
     kernel: &K,
     wants: Wants,
     (classes, result): (u8, i32),
@@ -216,14 +216,13 @@ fn without_path(wants: Wants, classes: u8, result: i32) -> Option<Option<Reason>
     if wants.everything & classes != 0 {
         return Some(Some(Reason::Everything));
     }
-    let failed = outcome(result);
-    if failed != 0 && wants.flags & unnamed(failed) != 0 { Some(Some(Reason::Failed)) } else { None }
+    if wants.flags & UNNAMED[outcome(result) & 3] != 0 { Some(Some(Reason::Failed)) } else { None }
 }
 
 /// Why an open of these classes that failed passes, if it does: a pattern that has the name of a file matches no path that ends
 /// otherwise, and by the letters of what was asked for, the path ends as that does.
 #[inline(always)]
-fn by_asked<K: Kernel, A: Asked>(kernel: &K, wants: Wants, classes: u8, asked: &A) -> Option<Reason> {
+fn by_asked<K: Kernel, A: RequestedName>(kernel: &K, wants: Wants, classes: u8, asked: &A) -> Option<Reason> {
     let Some(table) = kernel.table() else { return Some(Reason::Unknown) };
     match hash_of_last(asked, table.seed) {
         0 => Some(Reason::Failed),
@@ -238,7 +237,7 @@ const END: usize = 64;
 /// [`hash`] of the last component of a name that was asked for. Zero where it says nothing of how the path ends: it is empty, `.`
 /// or begins with `..`; and where it is too long to tell.
 #[inline(never)]
-fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
+fn hash_of_last<A: RequestedName>(asked: &A, seed: u64) -> u64 {
     let len = length(asked);
     let size = size_of_last(asked, len);
     if size == 0 { 0 } else { hash_of_part(asked, len - size, size, seed) }
@@ -246,7 +245,7 @@ fn hash_of_last<A: Asked>(asked: &A, seed: u64) -> u64 {
 
 /// How long the name is, as far as it is looked at; zero if it cannot be read.
 #[inline(always)]
-fn length<A: Asked>(asked: &A) -> u32 {
+fn length<A: RequestedName>(asked: &A) -> u32 {
     let mut len = 0;
     for _ in 0..ROUNDS {
         let (_, read) = asked.bytes::<END>(len);
@@ -263,8 +262,9 @@ fn length<A: Asked>(asked: &A) -> u32 {
 
 /// How long the last component is of a name of `len` bytes; zero if it is empty, or that cannot be told.
 #[inline(always)]
-fn size_of_last<A: Asked>(asked: &A, len: u32) -> u32 {
-    let tail = len.saturating_sub(END as u32 - 1);
+fn size_of_last<A: RequestedName>(asked: &A, len: u32) -> u32 {
+    // One byte less than fits: a read that is full was cut.
+    let tail = len.saturating_sub(END as u32 - 2);
     let (bytes, read) = asked.bytes::<END>(tail);
     // It goes on after the last round, or is another now.
     if read != len - tail + 1 {
@@ -276,9 +276,12 @@ fn size_of_last<A: Asked>(asked: &A, len: u32) -> u32 {
 
 /// [`hash`] of `size` bytes from `at` on; zero if they are `.` or begin with `..`.
 #[inline(always)]
-fn hash_of_part<A: Asked>(asked: &A, at: u32, size: u32, seed: u64) -> u64 {
+fn hash_of_part<A: RequestedName>(asked: &A, at: u32, size: u32, seed: u64) -> u64 {
     const BYTES: usize = 8 * (WORDS + 1);
-    let (bytes, _) = asked.bytes::<BYTES>(at);
+    let (bytes, read) = asked.bytes::<BYTES>(at);
+    if read as usize != BYTES && read != size + 1 {
+        return 0;
+    }
     let words: [u64; WORDS + 1] = zerocopy::transmute!(bytes);
     let [first, ..] = words;
     let first = u64::from_le(first);

@@ -135,7 +135,7 @@ struct Running {
 /// Where the kernel has its copy of a name that was asked for.
 struct Name(u64);
 
-impl decide::Asked for Name {
+impl decide::RequestedName for Name {
     #[inline(always)]
     fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32) {
         let mut bytes = [0; N];

@@ -35,12 +35,9 @@ pub const ANYWHERE: u8 = 1;
 /// In [`Wants::flags`]: processes of the host, surely in no container.
 pub const HOST: u8 = 2;
 
-/// In [`Wants::flags`]: opens that end with this outcome, a place of [`Wants::wanted`] that is no success, are wanted by names of
-/// directories, which a name that was asked for need not have.
-#[must_use]
-pub const fn unnamed(outcome: usize) -> u8 {
-    2 << outcome
-}
+/// In [`Wants::flags`], for each place of [`Wants::wanted`]: opens that end so are wanted by names of directories, which a name
+/// that was asked for need not have. Those that succeed have their directories.
+pub const UNNAMED: [u8; 4] = [0, 4, 8, 16];
 
 /// What the policies in force want of some processes, before any path counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -50,7 +47,7 @@ pub struct Wants {
     pub wanted: [u8; 4],
     /// Classes of opens that pass whatever the path is.
     pub everything: u8,
-    /// [`ANYWHERE`], [`HOST`] and [`unnamed`].
+    /// [`ANYWHERE`], [`HOST`] and [`UNNAMED`].
     pub flags: u8,
     /// Which policies these are. There are more policies than bits, so some share one.
     pub audience: u16,

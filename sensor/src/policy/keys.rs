@@ -6,7 +6,7 @@ use std::{
     sync::Arc,
 };
 
-use sensor_ebpf::table::{ALL, ANYWHERE, CHANGE, EVERYBODY, EXEC, HOST, READ, REFERENCE, WRITE, Wants, unnamed};
+use sensor_ebpf::table::{ALL, ANYWHERE, CHANGE, EVERYBODY, EXEC, HOST, READ, REFERENCE, UNNAMED, WRITE, Wants};
 
 use super::{
     Compiled, Outcome, PolicySet, alias,
@@ -85,11 +85,11 @@ fn wants(policy: &Compiled, audience: u16) -> Wants {
         match key(components) {
             Place::File if plain(components).is_none() => wants.flags |= ANYWHERE,
             Place::File => {}
+            Place::Directory(..) if classes & ALL == 0 => {}
             // What was asked for need not say in which directory it ends.
             Place::Directory(..) => {
-                let failed =
-                    policy.policy.spec.results.iter().map(|outcome| place(*outcome)).filter(|at| *at != 0);
-                failed.for_each(|at| wants.flags |= unnamed(at));
+                let ends = policy.policy.spec.results.iter().map(|outcome| place(*outcome));
+                wants.flags |= ends.filter_map(|at| UNNAMED.get(at)).fold(0, |all, bit| all | bit);
             }
             Place::None => wants.everything |= classes & ALL,
         }

@@ -15,6 +15,7 @@ use std::{
         Arc,
         atomic::{AtomicU32, Ordering},
     },
+    time::Duration,
 };
 
 use sensor::metrics::{self, Metrics};
@@ -33,7 +34,9 @@ impl Deref for Kept {
 
 impl Drop for Kept {
     fn drop(&mut self) {
-        keep(&metrics::text(&self.0));
+        if !std::thread::panicking() {
+            keep(&metrics::text(&self.0));
+        }
     }
 }
 
@@ -65,6 +68,9 @@ fn keep(page: &str) {
 /// Keeps the metrics of the sensor that listens at `socket`, if one does.
 pub(crate) fn keep_of(socket: &Path) {
     let Ok(mut stream) = UnixStream::connect(socket) else { return };
+    // A sensor that hangs is not to hang the test.
+    let patience = Some(Duration::from_secs(5));
+    stream.set_read_timeout(patience).and_then(|()| stream.set_write_timeout(patience)).unwrap();
     let mut answer = String::new();
     let asked = stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: sensor\r\nConnection: close\r\n\r\n");
     if asked.and_then(|()| stream.read_to_string(&mut answer)).is_ok() {

@@ -11,7 +11,7 @@ use sensor::{
     keys::{Known, Mounted},
 };
 use sensor_ebpf::{
-    decide::{Asked, Dentries, Kernel, Mount, Remembered, Valid},
+    decide::{Dentries, Kernel, Mount, Remembered, RequestedName, Valid},
     table::{ANYWHERE, HOST, State, TABLE, Table, WORDS, Wants, place_of},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
@@ -58,6 +58,8 @@ pub(crate) enum Fault {
     Deaths,
     /// Names that were asked for are held against those of files where a pattern has that of a directory.
     Unnamed,
+    /// Of a name that is read in parts it is not known that it goes on.
+    Cut,
 }
 
 /// What user space writes while opens are looked at.
@@ -394,15 +396,16 @@ pub(crate) fn without_unnamed(mut wants: Wants) -> Wants {
 }
 
 /// A name that was asked for, and what follows it in memory.
-pub(crate) struct Name(pub(crate) Vec<u8>);
+pub(crate) struct Name(pub(crate) Vec<u8>, pub(crate) Fault);
 
-impl Asked for Name {
+impl RequestedName for Name {
     fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32) {
         let rest = self.0.get(at as usize..).unwrap_or_default();
         let len = rest.len().min(N - 1);
         // Of what stands behind the zero nothing is copied.
         let bytes = std::array::from_fn(|at| if at < len { rest[at] } else { 0 });
-        (bytes, len as u32 + 1)
+        let is_cut = self.1 == Fault::Cut && rest.len() >= N;
+        (bytes, len as u32 + u32::from(!is_cut))
     }
 }
 
