@@ -106,6 +106,7 @@ fn all(set: &PolicySet) -> Vec<u32> {
 
 /// What an open was asked for: a directory, and a name below it with all that the letters of a name may have. And the path that
 /// policies see if nothing comes of it.
+#[derive(Default)]
 struct Request {
     asked: Vec<u8>,
     path: Vec<u8>,
@@ -261,11 +262,12 @@ impl Scene {
         let flags = if is_directory { &[0, 0o10_000_000][..] } else { &[0, 0, 0o1, 0o2, 0x20, 0o10_000_000] };
         let flags = *rng.choice(flags).unwrap();
         // EACCES, ENOENT, ELOOP.
-        let result = if rng.u8(..5) == 0 { *rng.choice(&[-13, -2, -40]).unwrap() } else { 0 };
+        let result = if rng.u8(..10) == 0 { *rng.choice(&[-13, -2, -40]).unwrap() } else { 0 };
         let operations = operations(flags, is_directory);
         let file = || Opened { dentry: World::address(dentry), mount: World::address(mount), links: 1 };
         let asked = (classes(flags), result);
-        let request = Request::random(rng, &world.path(mount, dentry));
+        let request =
+            if result == 0 { Request::default() } else { Request::random(rng, &world.path(mount, dentry)) };
         let name = || Name(request.asked.clone(), world.fault);
         let paths = self.paths(result, &request);
         let what = (&operations[..], result);
@@ -387,23 +389,29 @@ fn what_some_policy_wants_passes() {
     }
 }
 
+/// Opens in which a fault is found from the seed that is noted for it: what shows it is rare.
+const SOON: u64 = 6000;
+
+/// `SEED=n` looks for other seeds, from there on.
 #[test]
 fn a_filter_that_is_not_sound_is_found_out() {
-    // What shows it is rare: from this seed it comes soon.
-    let mut rng = Rng::with_seed(setting("SEED").unwrap_or(3));
-    for (knows, fault) in [
-        (Knows::Once, Fault::Moves),
-        (Knows::Once, Fault::Mounts),
-        (Knows::Now, Fault::Swaps),
-        (Knows::Now, Fault::Homes),
-        (Knows::Now, Fault::Audience),
-        (Knows::Now, Fault::Meanwhile),
-        (Knows::Once, Fault::Deaths),
-        (Knows::Once, Fault::Unnamed),
-        (Knows::Once, Fault::Cut),
+    for (knows, fault, seed) in [
+        (Knows::Once, Fault::Moves, 0),
+        (Knows::Once, Fault::Mounts, 0),
+        (Knows::Now, Fault::Swaps, 0),
+        (Knows::Now, Fault::Homes, 0),
+        (Knows::Now, Fault::Audience, 0),
+        (Knows::Now, Fault::Meanwhile, 0),
+        (Knows::Once, Fault::Deaths, 0),
+        (Knows::Once, Fault::Unnamed, 0),
+        (Knows::Once, Fault::Cut, 0),
     ] {
-        let missed = run(&mut rng, 5_000_000, (knows, fault), &mut BTreeMap::new());
-        println!("{fault:?}: {}", missed.as_deref().unwrap_or("not found"));
-        assert!(missed.is_some(), "{fault:?} is not found out");
+        let find = |seed| run(&mut Rng::with_seed(seed), SOON, (knows, fault), &mut BTreeMap::new());
+        let found = match setting::<u64>("SEED") {
+            Some(first) => (first..first + 10_000).find_map(|seed| Some((seed, find(seed)?))),
+            None => find(seed).map(|what| (seed, what)),
+        };
+        println!("{fault:?}: {found:?}");
+        assert!(found.is_some(), "{fault:?} is not found out");
     }
 }
