@@ -47,13 +47,12 @@ fn pattern(rng: &mut Rng) -> String {
 fn documents(rng: &mut Rng) -> Vec<String> {
     const OPERATIONS: [&[&str]; 5] =
         [&["read"], &["write"], &["read", "list"], &["exec"], &["read", "write", "reference"]];
-    const RESULTS: [&[&str]; 6] = [
+    const RESULTS: [&[&str]; 5] = [
         &["success"],
         &["success", "denied"],
         &["success", "missing"],
-        &["missing"],
-        &["error", "denied"],
         &["success", "error"],
+        &["success", "denied", "missing"],
     ];
     let mut document = |number: usize| {
         let paths: Vec<String> = (0..rng.usize(1..5)).map(|_| pattern(rng)).collect();
