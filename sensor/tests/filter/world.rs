@@ -58,7 +58,7 @@ pub(crate) enum Fault {
     Deaths,
     /// Names that were asked for are held against those of files where a pattern has that of a directory.
     Unnamed,
-    /// Of a name that is read in parts it is not known that it goes on.
+    /// A name that is longer than what is looked at seems to end there.
     Cut,
 }
 
@@ -400,12 +400,12 @@ pub(crate) struct Name(pub(crate) Vec<u8>, pub(crate) Fault);
 
 impl RequestedName for Name {
     fn bytes<const N: usize>(&self, at: u32) -> ([u8; N], u32) {
-        let rest = self.0.get(at as usize..).unwrap_or_default();
+        let end = if self.1 == Fault::Cut { self.0.len().min(500) } else { self.0.len() };
+        let rest = self.0.get(at as usize..end).unwrap_or_default();
         let len = rest.len().min(N - 1);
         // Of what stands behind the zero nothing is copied.
         let bytes = std::array::from_fn(|at| if at < len { rest[at] } else { 0 });
-        let is_cut = self.1 == Fault::Cut && rest.len() >= N;
-        (bytes, len as u32 + u32::from(!is_cut))
+        (bytes, len as u32 + 1)
     }
 }
 
