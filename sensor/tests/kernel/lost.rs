@@ -93,7 +93,7 @@ fn what_is_lost_of_processes_is_counted_apart_from_opens() {
     in_modes(|mode, _| {
         let mut own = Own::start(mode, bytesize::ByteSize::kib(64));
         // Nobody takes anything: the queue fills, then the ring, and there is no room for what follows.
-        for _ in 0..20_000 {
+        for _ in 0..10_000 {
             std::fs::File::open("/proc/self/stat").unwrap();
         }
         for _ in 0..20 {
