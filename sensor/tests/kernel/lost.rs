@@ -93,9 +93,16 @@ fn what_is_lost_of_processes_is_counted_apart_from_opens() {
     in_modes(|mode, _| {
         let mut own = Own::start(mode, bytesize::ByteSize::kib(64));
         // Nobody takes anything: the queue fills, then the ring, and there is no room for what follows.
-        for _ in 0..10_000 {
-            std::fs::File::open("/proc/self/stat").unwrap();
+        let open = |times: u32| (0..times).for_each(|_| drop(std::fs::File::open("/proc/self/stat").unwrap()));
+        let is_full = |own: &Own| {
+            own.metrics.queues.each().any(|queue| queue.name == "capture" && queue.length == queue.capacity)
+        };
+        let began = Instant::now();
+        while !is_full(&own) {
+            assert!(began.elapsed() < Duration::from_secs(120), "{:?}", own.metrics.queues);
+            open(100);
         }
+        open(1000);
         for _ in 0..20 {
             let child = Command::new("/proc/self/exe").arg("--help").stdout(Stdio::null()).spawn();
             child.unwrap().wait().unwrap();
