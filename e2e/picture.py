@@ -8,7 +8,8 @@ from html import escape
 COLUMN, ROW, GAP = 40, 34, 8
 INK, FAINT, PAPER, FRAME = "#d8d9da", "#8e8e8e", "#111217", "#22252b"
 STEPS = {"green": "#73bf69", "yellow": "#f2cc0c", "red": "#f2495c"}
-LINES = ("#73bf69", "#f2cc0c", "#5794f2", "#ff780a", "#f2495c", "#b877d9")
+# Red and green say what is good and bad, and are no names' own.
+LINES = ("#f2cc0c", "#5794f2", "#ff780a", "#b877d9", "#5bc0be", "#c0a080", "#8ab8ff")
 # ECMA-48's colours as terminals have them.
 SGR = {"1": "font-weight:bold", "2": "fill:#8e8e8e", "31": "fill:#f2495c", "32": "fill:#73bf69", "33": "fill:#f2cc0c"}
 RANGE = 180
