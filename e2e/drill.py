@@ -154,6 +154,9 @@ class Drill:
             with urllib.request.urlopen(url, timeout=10) as answer:
                 return json.load(answer)["data"]
         except urllib.error.HTTPError as why:
+            # It is on its way up.
+            if why.code == 503:
+                return None
             raise Failed(f"{url}: {why.read().decode()}") from None
         except OSError:
             return None
