@@ -373,7 +373,6 @@ fn what_some_policy_wants_passes() {
     let also = [
         "passed: Everything",
         "passed: Failed",
-        "cgroup: known, failed, wanted",
         "stopped, failed",
         "passed: Changed",
         "cgroup: known, wanted",
@@ -386,6 +385,9 @@ fn what_some_policy_wants_passes() {
     for what in all.into_iter().chain(also) {
         assert!(counts.get(what).is_some_and(|count| *count >= cases / 1000), "too few: {what}");
     }
+    // One open of ten fails, and few of those are wanted: some 1,100 of a million.
+    let failed = counts.get("cgroup: known, failed, wanted");
+    assert!(failed.is_some_and(|count| *count >= cases / 2000), "too few that failed and are wanted");
 }
 
 /// Opens in which a fault is found from the seed that is noted for it: what shows it is rare.
