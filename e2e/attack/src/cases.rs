@@ -20,7 +20,7 @@ pub struct Case {
     /// By which of its names the file that is watched is told. Empty where the case is about another.
     pub named_by: &'static str,
     /// Doubts that may be said of the path: it is then marked, and not wrong. Where nobody could know better.
-    pub flags: &'static [&'static str],
+    pub doubts: &'static [&'static str],
     /// What else must be said of it, and nothing more.
     pub marks: &'static [&'static str],
     /// Why the return of system calls does not show it.
@@ -52,7 +52,7 @@ const fn case(
     path: &'static str,
     named_by: &'static str,
 ) -> Case {
-    let (flags, marks, untraced) = (&[], &[], "");
+    let (doubts, marks, untraced) = (&[], &[], "");
     Case {
         name,
         about,
@@ -61,7 +61,7 @@ const fn case(
         result: 0,
         path,
         named_by,
-        flags,
+        doubts,
         marks,
         untraced,
         file: b"secret",
@@ -70,8 +70,8 @@ const fn case(
 }
 
 impl Case {
-    const fn flagged(self, flags: &'static [&'static str]) -> Self {
-        Self { flags, ..self }
+    const fn doubted(self, doubts: &'static [&'static str]) -> Self {
+        Self { doubts, ..self }
     }
 
     const fn marked(self, marks: &'static [&'static str]) -> Self {
@@ -120,10 +120,10 @@ pub const CASES: &[Case] = &[
     case("bind-root", "a bind mount of everything", mounts::bound_root, "read", "{dir}/all{dir}/secret", "home"),
     case("user-namespace", "a bind mount in a user namespace", mounts::in_user_namespace, "read", "{dir}/bind/secret", "home"),
     case("setns", "a mount namespace entered by its descriptor", mounts::entered, "read", "{dir}/bind/secret", "home"),
-    case("foreign", "a descriptor of a mount in a namespace that was left", mounts::foreign, "read", "{dir}/bind/secret", "home").flagged(&["foreign_mount"]),
-    case("open-tree", "open_tree(2), a mount that nobody has attached", mounts::cloned_tree, "read", "/secret", "home").flagged(&["detached", "foreign_mount"]),
-    case("unmounted", "a lazily unmounted file system", mounts::unmounted, "read", "/secret", "").flagged(&["detached"]),
-    case("unmounted-bind", "a lazily unmounted bind mount", mounts::unmounted_bind, "read", "/secret", "home").flagged(&["detached"]),
+    case("foreign", "a descriptor of a mount in a namespace that was left", mounts::foreign, "read", "{dir}/bind/secret", "home").doubted(&["foreign_mount"]),
+    case("open-tree", "open_tree(2), a mount that nobody has attached", mounts::cloned_tree, "read", "/secret", "home").doubted(&["detached", "foreign_mount"]),
+    case("unmounted", "a lazily unmounted file system", mounts::unmounted, "read", "/secret", "").doubted(&["detached"]),
+    case("unmounted-bind", "a lazily unmounted bind mount", mounts::unmounted_bind, "read", "/secret", "home").doubted(&["detached"]),
     case("covered", "its directory under another mount", mounts::covered, "read", "{dir}/secret", "path").marked(&["covered"]),
     case("covered-elsewhere", "the same, in another namespace only", mounts::covered_elsewhere, "read", "{dir}/secret", "path"),
     case("mounts-256", "256 mounts on each other", mounts::mounts_256, "read", "{dir}{m256}/secret", ""),
@@ -139,7 +139,7 @@ pub const CASES: &[Case] = &[
     case("o-path", "O_PATH", names::reference, "reference", "{dir}/secret", "path"),
     case("o-path-reopened", "O_PATH, and that through /proc/self/fd", names::reopened, "read", "{dir}/secret", "path"),
     case("truncate", "truncate(2)", calls::truncated, "truncate", "{dir}/secret", "path"),
-    case("handle", "open_by_handle_at(2)", calls::by_handle, "read", "{dir}/secret", "path").flagged(&["disconnected"]),
+    case("handle", "open_by_handle_at(2)", calls::by_handle, "read", "{dir}/secret", "path").doubted(&["disconnected"]),
     case("32-bit", "open(2) of 32 bits", calls::of_32_bits, "read", "{dir}/secret", "path"),
     case("exec", "execve(2)", calls::executed, "exec", "{dir}/secret", "path").untraced(NO_CALL),
     case("io-uring", "io_uring", uring::inline, "read", "{dir}/secret", "path").untraced(NO_CALL),
@@ -149,10 +149,10 @@ pub const CASES: &[Case] = &[
     case("directory", "a directory", names::directory, "list", "{dir}/secret", "path").absent(),
     case("fifo", "a FIFO", names::fifo, "read", "{dir}/secret", "path").absent(),
     case("deleted", "a deleted file, through /proc/self/fd", names::deleted, "read", "{dir}/secret", "path").marked(&["deleted"]),
-    case("memfd", "memfd_create(2), through /proc/self/fd", names::memfd, "read", "memfd:secret", "").flagged(&["disconnected"]).marked(&["memfd"]),
+    case("memfd", "memfd_create(2), through /proc/self/fd", names::memfd, "read", "memfd:secret", "").doubted(&["disconnected"]).marked(&["memfd"]),
     case("components-40", "40 directories deep", names::components_40, "read", "{dir}{d40}/secret", ""),
-    case("components-5000", "5,000 directories deep", names::components_5000, "read", "{tail}/secret", "").flagged(&["too_long"]),
-    case("bytes-8000", "a path of 8,000 bytes", names::bytes_8000, "read", "{dir}{w32}/secret", "").flagged(&["too_long"]),
+    case("components-5000", "5,000 directories deep", names::components_5000, "read", "{tail}/secret", "").doubted(&["too_long"]),
+    case("bytes-8000", "a path of 8,000 bytes", names::bytes_8000, "read", "{dir}{w32}/secret", "").doubted(&["too_long"]),
     case("name-deleted", "a file whose name ends with ` (deleted)`", names::plain, "read", "{secret}", "path").file(b"x (deleted)"),
     case("name-not-utf8", "a name that is no UTF-8", names::plain, "read", "{secret}", "path").file(b"a\xff\xfeb"),
     case("name-escape", "a name of terminal escapes and line ends", names::plain, "read", "{secret}", "path").file(b"\x1b[2J\n\r\x07"),
@@ -162,7 +162,7 @@ pub const CASES: &[Case] = &[
     case("too-many-links", "a symbolic link to itself", names::too_many_links, "read", "", "requested").fails(40).absent(),
     case("denied", "what nobody may open", names::denied, "read", "", "requested").fails(13),
     case("handle-denied", "open_by_handle_at(2) without the right", calls::by_stale_handle, "read", "", "").fails(1),
-    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).flagged(&["requested_untrusted"]).absent(),
+    case("truncate-missing", "truncate(2) of what is not there", calls::truncated_missing, "truncate", "", "requested").fails(2).doubted(&["requested_untrusted"]).absent(),
     case("truncate-denied", "truncate(2) without the right", calls::truncated_denied, "truncate", "", "path").fails(13),
     case("rename-onto", "a rename onto it", changes::onto, "rename", "{dir}/other", "target"),
     case("rename-away", "a rename of it", changes::away, "rename", "{dir}/secret", "path"),
@@ -170,7 +170,7 @@ pub const CASES: &[Case] = &[
     case("rename-relative", "a rename onto it by relative names", changes::replaced, "rename", "{dir}/other", "target"),
     case("rename-by-bind", "a rename onto it by a bind mount", changes::onto_by_bind, "rename", "{dir}/bind/other", "target_home").untraced(LETTERS),
     case("rename-directory", "a rename of a directory to its name", changes::directory_of_it, "rename", "{dir}/d", "target").absent(),
-    case("rename-deep", "a rename onto it from 20,000 bytes deep", changes::onto_from_the_deep, "rename", "{tail}/secret", "target").flagged(&["too_long"]),
+    case("rename-deep", "a rename onto it from 20,000 bytes deep", changes::onto_from_the_deep, "rename", "{tail}/secret", "target").doubted(&["too_long"]),
     case("rename-around", "a rename of its directory", changes::directory_around, "rename", "{dir}", "identity"),
     case("rename-denied", "a rename onto it without the right", changes::onto_denied, "rename", "", "target").fails(13),
     case("rename-missing", "a rename of what is not there", changes::away_missing, "rename", "", "requested").fails(2).absent(),

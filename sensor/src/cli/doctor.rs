@@ -8,11 +8,14 @@ use anyhow::Context as _;
 use clap::Args;
 
 use super::{
-    Common, Quiet, block_on,
+    Common, Quiet, block_on, complain,
     page::{BAD, BOLD, DOUBTFUL, FAINT, GOOD, PLAIN, Page, Word, word},
     start_log,
 };
 use crate::doctor::{self, Case, Cell, Check, Report, Verdict};
+
+/// Wrong cases that a short answer names.
+const LISTED: usize = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
@@ -53,16 +56,36 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             let text = serde_json::to_vec(&report)?;
             std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))?;
         }
-        let for_people = arguments.all || arguments.save.is_some() || std::io::stdout().is_terminal();
-        if arguments.json || !for_people {
+        let json =
+            arguments.json || !(arguments.all || arguments.save.is_some() || std::io::stdout().is_terminal());
+        if json {
             serde_json::to_writer(&mut out, &report)?;
             out.write_all(b"\n")?;
         } else {
             out.write_all(page(&report, arguments.all).text().as_bytes())?;
         }
         out.flush()?;
-        if report.is_well() { Ok(()) } else { Err(Quiet { not_permitted: report.not_permitted }.into()) }
+        drop(out);
+        if report.is_well() {
+            return Ok(());
+        }
+        if json {
+            complain(&anyhow::Error::msg(in_short(&report)));
+        }
+        Err(Quiet { not_permitted: report.not_permitted }.into())
     })
+}
+
+/// What is not well, for who has only the end of it.
+fn in_short(report: &Report) -> String {
+    if let Some(why) = &report.failure {
+        return format!("nothing is seen: {why}");
+    }
+    let wrong = report.of(Cell::Wrong).map(|case| format!("{} ({})", case.name, case.why));
+    match wrong.take(LISTED).collect::<Vec<_>>() {
+        none if none.is_empty() => format!("no way to a file was seen right; {} events were lost", report.lost),
+        some => format!("{} wrong: {}", report.of(Cell::Wrong).count(), some.join(", ")),
+    }
 }
 
 fn page(report: &Report, all: bool) -> Page {
@@ -124,6 +147,13 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
             .filter(|missed| missed.1 > 0)
             .map(|(name, count, of)| line(DOUBTFUL, name, &format!("{count} {of}"))),
     );
+    if report.of(Cell::Lost).next().is_some() {
+        rows.push(line(
+            FAINT,
+            "",
+            "→ this machine has opened more than could be read: try again when it has less to do",
+        ));
+    }
     rows
 }
 
@@ -131,7 +161,7 @@ fn row(case: &Case) -> Vec<Word> {
     let color = match case.answer {
         Cell::Right => GOOD,
         Cell::Marked => PLAIN,
-        Cell::NotSeen => DOUBTFUL,
+        Cell::NotSeen | Cell::Lost => DOUBTFUL,
         Cell::Wrong => BAD,
         Cell::NotTried => FAINT,
     };
@@ -148,13 +178,17 @@ fn row(case: &Case) -> Vec<Word> {
 fn summary(report: &Report) -> Vec<Word> {
     let count = |answer| report.of(answer).count();
     let (right, marked, unseen) = (count(Cell::Right), count(Cell::Marked), count(Cell::NotSeen));
-    let (wrong, untried) = (count(Cell::Wrong), count(Cell::NotTried));
-    vec![
+    let (lost, wrong, untried) = (count(Cell::Lost), count(Cell::Wrong), count(Cell::NotTried));
+    let mut words = vec![
         word(BOLD, format!("{} ways:", report.cases.len())),
         word(GOOD, format!("{right} right,")),
         word(PLAIN, format!("{marked} marked as perhaps another path,")),
         word(if unseen > 0 { DOUBTFUL } else { PLAIN }, format!("{unseen} not seen,")),
         word(if wrong > 0 { BAD } else { PLAIN }, format!("{wrong} wrong,")),
-        word(PLAIN, format!("{untried} not testable here; {:.1} s", report.seconds)),
-    ]
+    ];
+    if lost > 0 {
+        words.push(word(DOUBTFUL, format!("{lost} lost,")));
+    }
+    words.push(word(PLAIN, format!("{untried} not testable here; {:.1} s", report.seconds)));
+    words
 }

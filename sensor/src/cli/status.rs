@@ -172,18 +172,19 @@ fn seeing(status: &Status) -> Rows {
         return rows;
     };
     let count = |answer| report.of(answer).count();
-    let (wrong, unseen) = (count(Cell::Wrong), count(Cell::NotSeen));
+    let (wrong, lost, unseen) = (count(Cell::Wrong), count(Cell::Lost), count(Cell::NotSeen));
     let color = if report.sight.is_none() || wrong > 0 {
         BAD
-    } else if unseen > 0 {
+    } else if unseen + lost > 0 {
         DOUBTFUL
     } else {
         GOOD
     };
+    let also = if lost > 0 { format!(" {lost} lost,") } else { String::new() };
     let told = match &report.failure {
         Some(why) => format!("nothing is seen: {why}"),
         None => format!(
-            "of {} ways to a file {} right, {} marked, {unseen} not seen, {wrong} wrong, {} not testable here",
+            "of {} ways to a file {} right, {} marked, {unseen} not seen, {wrong} wrong,{also} {} not testable here",
             report.cases.len(),
             count(Cell::Right),
             count(Cell::Marked),

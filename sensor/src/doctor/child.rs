@@ -110,7 +110,7 @@ impl Default for Coverage {
 }
 
 impl Coverage {
-    /// The name of each case, with its number: 0 not tried, 1 right, 2 marked as a path that may be another, 3 not seen, 4 wrong.
+    /// The name of each case, with its number: 0 not tried or lost, 1 right, 2 marked as a path that may be another, 3 not seen, 4 wrong.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, &Gauge)> {
         CASES.iter().map(|case| case.name).zip(&self.0)
     }
@@ -121,7 +121,7 @@ impl Coverage {
             gauge.set(match found.map(|case| case.answer) {
                 // Who sees nothing does not see this.
                 None if report.failure.is_some() => 3,
-                None | Some(Cell::NotTried) => 0,
+                None | Some(Cell::NotTried | Cell::Lost) => 0,
                 Some(Cell::Right) => 1,
                 Some(Cell::Marked) => 2,
                 Some(Cell::NotSeen) => 3,
@@ -182,11 +182,11 @@ fn told(report: &Report, sight: &Sight) -> Option<String> {
         return Some(format!("the self-test sees nothing: {why}"));
     }
     let names = |answer| report.of(answer).map(|case| case.name.as_str()).collect::<Vec<_>>().join(", ");
-    let (unseen, wrong) = (names(Cell::NotSeen), names(Cell::Wrong));
+    let (unseen, lost, wrong) = (names(Cell::NotSeen), names(Cell::Lost), names(Cell::Wrong));
     let gaps = |sight: &Sight| sight.gaps.iter().map(|gap| gap.what.as_str()).collect::<Vec<_>>().join(", ");
     let other = report.sight.as_ref().map(gaps).filter(|other| *other != gaps(sight));
     let other = other.map(|other| format!("[{other}] instead of [{}]", gaps(sight))).unwrap_or_default();
-    let parts = [("not seen", unseen), ("wrong", wrong), ("the test itself could not see", other)]
+    let parts = [("not seen", unseen), ("lost", lost), ("wrong", wrong), ("the test itself could not see", other)]
         .map(|(what, names)| if names.is_empty() { String::new() } else { format!("{what}: {names}") });
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
     (!parts.is_empty())

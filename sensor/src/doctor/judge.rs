@@ -16,6 +16,8 @@ pub enum Cell {
     Marked,
     /// No event.
     NotSeen,
+    /// No event, while some were lost: perhaps this one.
+    Lost,
     /// Anything else.
     Wrong,
     /// This kernel or machine has no such thing, or does not allow it.
@@ -28,6 +30,7 @@ impl fmt::Display for Cell {
             Self::Right => "right",
             Self::Marked => "marked",
             Self::NotSeen => "not seen",
+            Self::Lost => "lost",
             Self::Wrong => "WRONG",
             Self::NotTried => "not tried",
         })
@@ -75,21 +78,34 @@ fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
     }
 }
 
+/// What there is to judge by.
+pub(super) struct Seen<'a> {
+    pub mode: CaptureMode,
+    pub events: &'a [Enriched],
+    /// How many events were lost meanwhile, of anybody.
+    pub lost: u64,
+}
+
 /// What was seen of a case that process `pid` did. What system calls do not show is not seen, for the reason that the case
-/// has, unless they show some path of it.
-pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, mode: CaptureMode, events: &[Enriched]) -> Answer {
+/// has, unless they show some path of it. What is missing is nobody's fault where events were lost.
+pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, seen: &Seen<'_>) -> Answer {
     let answer = |cell, why| Answer::without(case, cell, why);
-    let Some(seen) = between_marks(case, pid, events) else {
-        return answer(Cell::Wrong, "its beginning or its end was not seen".to_owned());
+    let missing = |what: &str| match seen.lost {
+        0 => answer(Cell::Wrong, what.to_owned()),
+        lost => answer(Cell::Lost, format!("{what}, and {lost} events of this machine's were lost")),
     };
-    let judged = judge_seen(case, base, &seen);
-    let shows_nothing = mode == CaptureMode::Tracepoint && seen.iter().all(|event| event.event.path.is_none());
+    let Some(events) = between_marks(case, pid, seen.events) else {
+        return missing("its beginning or its end was not seen");
+    };
+    let judged = judge_seen(case, base, &events);
+    let shows_nothing =
+        seen.mode == CaptureMode::Tracepoint && events.iter().all(|event| event.event.path.is_none());
     match judged.cell {
         Cell::NotSeen | Cell::Wrong if shows_nothing && !case.untraced.is_empty() => {
             answer(Cell::NotSeen, case.untraced.to_owned())
         }
-        Cell::NotSeen => answer(Cell::Wrong, "no event".to_owned()),
-        Cell::Right | Cell::Marked | Cell::Wrong | Cell::NotTried => judged,
+        Cell::NotSeen => missing("no event"),
+        Cell::Right | Cell::Marked | Cell::Lost | Cell::Wrong | Cell::NotTried => judged,
     }
 }
 
@@ -183,7 +199,7 @@ fn wrong(case: &Case, base: &Path, event: &Enriched) -> Option<String> {
     }
     let unknown = e.status.iter().find(|status| {
         let word = status.to_string();
-        is_doubt(**status, e.mode) && !case.flags.contains(&word.as_str())
+        is_doubt(**status, e.mode) && !case.doubts.contains(&word.as_str())
     });
     if let Some(status) = unknown {
         return fault("mark", status.to_string());
@@ -259,7 +275,10 @@ mod tests {
         let begin = event("/@begin-open", false, "2026-01-01T00:00:01Z");
         let end = event("/@end-open", false, "2026-01-01T00:00:03Z");
         let right = event("/base/open/secret", true, "2026-01-01T00:00:02Z");
-        let cell = |events: &[Enriched]| judge(case, base, 7, CaptureMode::Fexit, events).cell;
+        fn seen(mode: CaptureMode, lost: u64, events: &[Enriched]) -> Seen<'_> {
+            Seen { mode, events, lost }
+        }
+        let cell = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, 0, events)).cell;
         assert_eq!(cell(&[begin.clone(), right.clone(), end.clone()]), Cell::Right);
         assert_eq!(cell(&[begin.clone(), end.clone()]), Cell::Wrong);
         assert_eq!(cell(&[begin.clone(), right.clone(), right.clone(), end.clone()]), Cell::Wrong);
@@ -277,6 +296,14 @@ mod tests {
             plant(&mut bent);
             assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
         }
+        // What is missing may have been lost; what is there and wrong is wrong all the same.
+        let lossy = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, 1, events)).cell;
+        assert_eq!(lossy(&[begin.clone(), end.clone()]), Cell::Lost);
+        assert_eq!(lossy(&[begin.clone(), right.clone()]), Cell::Lost);
+        assert_eq!(
+            lossy(&[begin.clone(), event("/elsewhere", true, "2026-01-01T00:00:02Z"), end.clone()]),
+            Cell::Wrong
+        );
         let mut other = right.clone();
         other.event.pid = 8;
         assert_eq!(cell(&[begin, other, end]), Cell::Wrong);
@@ -284,7 +311,7 @@ mod tests {
         let hidden = CASES.iter().find(|case| case.name == "io-uring").unwrap();
         let [begin, end] =
             ["/@begin-io-uring", "/@end-io-uring"].map(|name| event(name, false, "2026-01-01T00:00:01Z"));
-        let traced = |events: &[Enriched]| judge(hidden, base, 7, CaptureMode::Tracepoint, events).cell;
+        let traced = |events: &[Enriched]| judge(hidden, base, 7, &seen(CaptureMode::Tracepoint, 0, events)).cell;
         assert_eq!(traced(&[begin.clone(), end.clone()]), Cell::NotSeen);
         assert_eq!(traced(&[begin.clone(), event("/base/other", true, "2026-01-01T00:00:01Z"), end]), Cell::Wrong);
         assert_eq!(traced(&[begin]), Cell::Wrong);

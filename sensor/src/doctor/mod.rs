@@ -18,6 +18,7 @@ use attack::{BEGIN, CASES, END};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 
+use self::judge::Seen;
 pub use self::{
     checks::{Check, Verdict},
     child::{ATTACK, Coverage, Running, act, keep},
@@ -27,7 +28,7 @@ use crate::{
     Observed, capture,
     config::Config,
     enrich,
-    event::{CaptureMode, Enriched},
+    event::CaptureMode,
     metrics::Metrics,
     observe,
     policy::{Directory, PolicySet},
@@ -65,7 +66,7 @@ pub struct Report {
     pub not_permitted: bool,
     /// Every way to reach a file; empty if nothing is seen.
     pub cases: Vec<Case>,
-    /// Opens and processes, of anybody, that were lost the last time that it was tried: what is wrong may be those.
+    /// Opens and processes, of anybody, that were lost the last time that it was tried.
     pub lost: u64,
     /// Runs of programs that the kernel skipped meanwhile, on behalf of any process: likewise.
     pub skipped: u64,
@@ -151,17 +152,16 @@ fn missed(metrics: &Metrics) -> (u64, u64) {
     (lost, metrics.skipped.get())
 }
 
-/// Goes every way, and does so again while something is wrong that may only have been lost; keeps the best answer to each.
+/// Goes every way, and does so again while something was lost; keeps the best answer to each.
 async fn attempted(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
     let mut best = attacked(config).await?;
     for _ in 1..ATTEMPTS {
-        let is_wrong = best.done.iter().any(|answer| answer.cell == Cell::Wrong);
-        if !is_wrong || missed(&best.metrics) == (0, 0) {
+        if !best.done.iter().any(|answer| answer.cell == Cell::Lost) {
             break;
         }
         let mut again = attacked(config).await?;
-        for answer in again.done.iter_mut().filter(|answer| answer.cell == Cell::Wrong) {
-            let is_better = |before: &&Answer| before.case.name == answer.case.name && before.cell != Cell::Wrong;
+        for answer in again.done.iter_mut().filter(|answer| answer.cell == Cell::Lost) {
+            let is_better = |before: &&Answer| before.case.name == answer.case.name;
             if let Some(before) = best.done.iter().find(is_better) {
                 *answer = before.clone();
             }
@@ -200,8 +200,9 @@ async fn attacked(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
     let policies = policies(&directory)?;
     let deed = child::attack(&directory, &config.enrich.proc);
     let Observed { sight, events, metrics, done } = observe(&config, policies, deed).await?;
-    let answers =
-        done?.iter().map(|line| answer(line, &directory, sight.mode, &events)).collect::<anyhow::Result<_>>()?;
+    let (lost, skipped) = missed(&metrics);
+    let seen = Seen { mode: sight.mode, events: &events, lost: lost + skipped };
+    let answers = done?.iter().map(|line| answer(line, &directory, &seen)).collect::<anyhow::Result<_>>()?;
     Ok(Observed { sight, events, metrics, done: answers })
 }
 
@@ -256,7 +257,7 @@ fn policies(base: &Path) -> anyhow::Result<PolicySet> {
 }
 
 /// What was seen of the case that a line of the child's is about.
-fn answer(line: &str, base: &Path, mode: CaptureMode, events: &[Enriched]) -> anyhow::Result<Answer> {
+fn answer(line: &str, base: &Path, seen: &Seen<'_>) -> anyhow::Result<Answer> {
     let mut words = line.split('\t');
     let (name, pid, failed) = (words.next(), words.next(), words.next().unwrap_or_default());
     let case = CASES.iter().find(|case| Some(case.name) == name);
@@ -265,5 +266,5 @@ fn answer(line: &str, base: &Path, mode: CaptureMode, events: &[Enriched]) -> an
     if !failed.is_empty() {
         return Ok(Answer::without(case, Cell::NotTried, failed.to_owned()));
     }
-    Ok(judge::judge(case, base, pid, mode, events))
+    Ok(judge::judge(case, base, pid, seen))
 }

@@ -64,7 +64,8 @@ fn in_best_mode() {
     let required = std::env::var_os("PATHWATCH_REQUIRE_FEXIT").is_some();
     assert!(sight.mode == CaptureMode::Fexit || !required, "{:?}", sight.instead);
     println!("lost: {}, runs that the kernel skipped: {}", report.lost, report.skipped);
-    assert_eq!(report.lost, 0, "events were lost");
+    // On a machine that others use, theirs may be lost; of the attack's nothing may be.
+    assert!(report.lost == 0 || !required, "events were lost");
     // Where the kernel may interrupt a program (7.x), it skips runs of it, the sensor's own among them; what is wrong for that is
     // tried again, and must not stay so.
     let may_interrupt = kernel.split('.').next().unwrap().parse::<u32>().unwrap() >= 7;
@@ -75,7 +76,7 @@ fn in_best_mode() {
         let marks = case.marks.join(" ");
         println!("COVERAGE\t{}\t{}\t{}\t{}\t{told}\t{marks}", kernel.trim(), sight.mode, case.name, case.answer);
         ran += 1;
-        bad += usize::from(case.answer == Cell::Wrong);
+        bad += usize::from(matches!(case.answer, Cell::Wrong | Cell::Lost));
     }
     assert_eq!(ran, attack::CASES.len());
     println!("test result: {}. {} passed; {bad} failed", if bad == 0 { "ok" } else { "FAILED" }, ran - bad);
