@@ -10,6 +10,7 @@ export RUSTUP_HOME
 # Loading eBPF programs needs root; nothing else here does.
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo -E)
 RELEASE := target/$(shell uname -m)-unknown-linux-gnu/release/pathwatch
+PREFIX ?= /usr/local
 KERNELS ?= 5.10 6.12
 # Every way to reach a file is tried on these.
 COVERED := 5.10 6.1 6.12 7
@@ -20,7 +21,7 @@ SOUND_OPENS ?= 20000
 comma := ,
 AS_ROOT := --config "target.'cfg(unix)'.runner=['$(if $(SUDO),sudo,env)'$(if $(SUDO),$(comma) '-E')]"
 
-.PHONY: arm64 help run test docs e2e image rules drill scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
+.PHONY: arm64 help run install test docs e2e image rules drill scale siem bench fuzz soak workload precision lint full setup release coverage test-unit test-mutants test-native test-guests test-sound
 .SILENT:
 
 help: ## this list
@@ -29,10 +30,22 @@ help: ## this list
 run: release ## the sensor on this machine, with ./policies, alerts on standard output
 	exec $(SUDO) $(RELEASE) run
 
-release:
+release: ## the binary
 	e2e/setup.sh build
-	echo 'building pathwatch (the first time takes about 3 minutes)' >&2
+	echo 'building pathwatch (the first time takes about 3 minutes on two idle CPUs): $(RELEASE)' >&2
 	cargo build --locked --release -p sensor >&2
+
+# Below DESTDIR, if it is set; what is configured already stays.
+install: release ## the sensor as a service of this host: binary, unit, policies, man pages, completions
+	install -D -m 755 $(RELEASE) $(DESTDIR)$(PREFIX)/bin/pathwatch
+	install -d $(DESTDIR)/etc/pathwatch/policies $(DESTDIR)$(PREFIX)/share/man/man1
+	[ -e $(DESTDIR)/etc/pathwatch/pathwatch.yaml ] || install -m 600 docs/pathwatch.yaml $(DESTDIR)/etc/pathwatch/
+	[ -e $(DESTDIR)/etc/pathwatch/policies/library ] || cp -r policies $(DESTDIR)/etc/pathwatch/policies/library
+	install -D -m 644 sensor/pathwatch.service $(DESTDIR)/etc/systemd/system/pathwatch.service
+	sed -i 's|/usr/local|$(PREFIX)|' $(DESTDIR)/etc/systemd/system/pathwatch.service
+	$(RELEASE) man $(DESTDIR)$(PREFIX)/share/man/man1
+	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+	$(RELEASE) completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/pathwatch
 
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node

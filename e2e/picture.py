@@ -79,7 +79,7 @@ def draw(panel, series, at, size, colors):
         return [*out, text(x + width / 2, y + height / 2, "no data", 14, f"fill:{FAINT}", "middle")]
     top, begin, end = max(value for _, value in points) or 1, min(at for at, _ in points), max(at for at, _ in points)
     left, right, upper, lower = x + 60, x + width - 10, y + 30, y + height - 46
-    out.append(text(left, lower + 15, f"{(end - begin) / 60:.0f} min before", 11, f"fill:{FAINT}"))
+    out.append(text(left, lower + 15, time.strftime("%H:%M:%S", time.gmtime(begin)), 11, f"fill:{FAINT}"))
     out.append(text(right, lower + 15, time.strftime("%H:%M:%S UTC", time.gmtime(end)), 11, f"fill:{FAINT}", "end"))
     for share in (0, 0.5, 1):
         level = lower - share * (lower - upper)

@@ -9,10 +9,10 @@ use tokio::sync::watch;
 use crate::{
     capture::Sight,
     doctor::Report,
-    event::Missing,
+    event::{CaptureMode, Missing},
     metrics::{Metrics, Queue},
     notice::{Notices, Trouble},
-    policy::Standing,
+    policy::{Decided, Standing},
 };
 
 /// A sensor at one moment.
@@ -144,9 +144,13 @@ impl Source {
     pub fn now(&self) -> Status {
         let troubles = self.notices.kept();
         let hits = self.metrics.hits.each();
-        let with_hits = |standing: &Standing| Policy {
-            hits: hits.get(&standing.name).copied().unwrap_or(0),
-            standing: standing.clone(),
+        let with_hits = |standing: &Standing| {
+            let mut standing = standing.clone();
+            if self.sight.mode == CaptureMode::Tracepoint {
+                // There is no filter in the kernel.
+                standing.patterns.iter_mut().for_each(|(_, decided)| *decided = Decided::User);
+            }
+            Policy { hits: hits.get(&standing.name).copied().unwrap_or(0), standing }
         };
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -87,7 +87,10 @@ fn an_unreadable_policy_directory_is_64() {
         )
     );
     let (code, said) = run_with(&[("f/readme.txt", "")], &["--policies", "f"]);
-    assert_eq!((code, said.as_str()), (64, "pathwatch: no policy in f: it has no *.yaml file with one"));
+    assert_eq!(
+        (code, said.as_str()),
+        (64, "pathwatch: no policy in f: it has no *.yaml file with one; name another with --policies DIR")
+    );
 }
 
 #[test]

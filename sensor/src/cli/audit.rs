@@ -26,8 +26,8 @@ const LINE_BYTES: u64 = 1 << 20;
 
 #[derive(Args)]
 #[command(after_help = "\
-Reads the whole topic and proves, for every node and epoch, that each number is there or named by a loss record, and
-that the alerts that fired are those that are there, were suppressed, limited or lost. Duplicates are counted; what
+Reads the whole topic and proves, for every node and epoch, that each number is there or named by a loss record, and \
+that the alerts that fired are those that are there, were suppressed, limited or lost. Duplicates are counted; what \
 retention removed is said. Exit status 1 if something is unexplained.
 
 Examples:

@@ -19,8 +19,8 @@ const LISTED: usize = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
-Looks at what the sensor needs of this machine, then goes every way to reach a file that the sensor knows of, in a
-directory of its own that it removes, and says how each was seen. Takes a few seconds and may be run beside a sensor
+Looks at what the sensor needs of this machine, then goes every way to reach a file that the sensor knows of, in a \
+directory of its own that it removes, and says how each was seen. Takes a few seconds and may be run beside a sensor \
 that is at work; where policies watch what it does, they raise their alerts.
 
 Exit status: 0 if opens are seen, and none wrongly; 77 if nothing is seen for want of a permission; 1 otherwise.
@@ -29,7 +29,7 @@ Examples:
   sudo pathwatch doctor
   sudo pathwatch doctor --all                              also what is right, one line a case
   sudo pathwatch doctor --json | jq '.cases[] | select(.answer == \"not_seen\")'
-  kubectl -n pathwatch exec ds/pathwatch -- /pathwatch doctor --config /etc/pathwatch/config/pathwatch.yaml")]
+  kubectl -n pathwatch exec -t ds/pathwatch -- /pathwatch doctor --config /etc/pathwatch/config/pathwatch.yaml")]
 pub(super) struct Arguments {
     /// JSON; the default where standard output is no terminal
     #[arg(long)]

@@ -162,7 +162,10 @@ impl Deciding {
         let (directory, loaded) = load(vec![path.clone()], &config)?;
         if loaded.policies.is_empty() && !config.has_policies_of_cluster() {
             return Err(match lines(&loaded) {
-                None => Errors(format!("no policy in {}: it has no *.yaml file with one", path.display())),
+                None => Errors(format!(
+                    "no policy in {}: it has no *.yaml file with one; name another with --policies DIR",
+                    path.display()
+                )),
                 Some(errors) => errors,
             }
             .into());

@@ -6,8 +6,8 @@ use crate::ship::SinkKind;
 
 #[derive(Args)]
 #[command(after_help = "\
-Without a configuration: policies from ./policies, alerts on standard output, readable on a terminal and JSON
-lines when piped; no Kafka and no cluster needed. Needs root, or CAP_BPF and CAP_PERFMON (and CAP_SYS_PTRACE
+Without a configuration: policies from ./policies, alerts on standard output, readable on a terminal and JSON \
+lines when piped; no Kafka and no cluster needed. Needs root, or CAP_BPF and CAP_PERFMON (and CAP_SYS_PTRACE \
 and CAP_DAC_READ_SEARCH to name the programs of other users).
 
 Examples:

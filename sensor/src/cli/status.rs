@@ -14,7 +14,6 @@ use super::{
 };
 use crate::{
     doctor::Cell,
-    event::CaptureMode,
     http,
     policy::{Decided, Use},
     status::{Policy, Status},
@@ -36,7 +35,7 @@ Examples:
   sudo pathwatch status --watch                 a page that follows it
   sudo pathwatch status --all                   every policy, with where each of its patterns is decided
   sudo pathwatch status --json | jq '.policies[] | select(.state != \"in_force\")'
-  kubectl -n pathwatch exec ds/pathwatch -- /pathwatch status --config /etc/pathwatch/config/pathwatch.yaml")]
+  kubectl -n pathwatch exec -t ds/pathwatch -- /pathwatch status --config /etc/pathwatch/config/pathwatch.yaml")]
 pub(super) struct Arguments {
     /// Again every second, until stopped
     #[arg(long)]
@@ -125,10 +124,11 @@ fn page(status: &Status, all: bool) -> Page {
     ]);
     page.section("SEEING", &seeing(status));
     let count = |state| status.policies.iter().filter(|policy| policy.standing.state == state).count();
+    // The last good version of a stale one is in force.
+    let stale = count(Use::Stale);
     let heading = format!(
-        "POLICIES  {} in force, {} stale, {} failed, {} suspended",
-        count(Use::InForce),
-        count(Use::Stale),
+        "POLICIES  {} in force, {stale} of them stale, {} failed, {} suspended",
+        count(Use::InForce) + stale,
         count(Use::Failed),
         count(Use::Suspended),
     );
@@ -209,7 +209,7 @@ fn policies(status: &Status, all: bool) -> Rows {
     let mut count = 0;
     for policy in shown {
         count += 1;
-        rows.extend(policy_rows(policy, all, status.sight.mode));
+        rows.extend(policy_rows(policy, all));
     }
     if count < status.policies.len() {
         let more = format!("{} more (--all)", status.policies.len() - count);
@@ -218,7 +218,7 @@ fn policies(status: &Status, all: bool) -> Rows {
     rows
 }
 
-fn policy_rows(policy: &Policy, all: bool, mode: CaptureMode) -> Rows {
+fn policy_rows(policy: &Policy, all: bool) -> Rows {
     let Policy { standing, hits } = policy;
     let state = match standing.state {
         Use::Failed => word(BAD, "failed"),
@@ -227,9 +227,7 @@ fn policy_rows(policy: &Policy, all: bool, mode: CaptureMode) -> Rows {
         Use::Suspended => word(FAINT, "suspended"),
     };
     let severity = standing.severity.map_or("-".to_owned(), |severity| severity.to_string());
-    // There is no filter in the kernel in the other mode.
-    let of_mode = |decided: Decided| if mode == CaptureMode::Fexit { decided } else { Decided::User };
-    let decided = standing.patterns.iter().map(|(_, decided)| of_mode(*decided)).max();
+    let decided = standing.patterns.iter().map(|(_, decided)| *decided).max();
     let decided = decided.map_or("-".to_owned(), |decided| decided.to_string());
     let mut rows = vec![vec![
         state,
@@ -243,8 +241,7 @@ fn policy_rows(policy: &Policy, all: bool, mode: CaptureMode) -> Rows {
     if all {
         let color = |decided: &Decided| if *decided == Decided::User { DOUBTFUL } else { FAINT };
         for (pattern, decided) in &standing.patterns {
-            let decided = of_mode(*decided);
-            rows.push(vec![word(PLAIN, ""), word(color(&decided), format!("{decided}: {pattern}"))]);
+            rows.push(vec![word(PLAIN, ""), word(color(decided), format!("{decided}: {pattern}"))]);
         }
     }
     rows
@@ -303,7 +300,7 @@ fn delivery(status: &Status) -> Rows {
             left if left.is_negative() => (BAD, format!("expired {}", ago(status.now, expires))),
             left => (if left < SOON { DOUBTFUL } else { GOOD }, format!("expires in {}, {expires}", span(left))),
         };
-        rows.push(vec![word(PLAIN, "certificate"), word(color, told)]);
+        rows.push(vec![word(PLAIN, "Kafka certificate"), word(color, told)]);
     }
     if sink.spool_max_bytes > 0 {
         let size = bytesize::ByteSize::b;

@@ -18,7 +18,7 @@ use crate::{
 
 #[derive(Args)]
 #[command(after_help = "\
-Shows time, process id, command, container or cgroup, flags, result and path. Needs the same privileges as run.
+Shows time, process id, command, container or cgroup, flags, result and path. Needs the same privileges as run. \
 What the kernel could not hand over is counted and said at the end.
 
 Examples:

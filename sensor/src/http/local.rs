@@ -62,7 +62,10 @@ async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
     match fs::symlink_metadata(socket) {
         // Left behind by one that was killed.
         Ok(found) if found.file_type().is_socket() => {
-            ensure!(UnixStream::connect(socket).await.is_err(), "another sensor listens at {place}");
+            ensure!(
+                UnixStream::connect(socket).await.is_err(),
+                "another sensor listens at {place}: stop one of them, or every alert comes twice"
+            );
             fs::remove_file(socket).with_context(|| format!("cannot remove {place}"))?;
         }
         Ok(_) => bail!("{place} is no socket"),
@@ -127,8 +130,9 @@ async fn asked(socket: &Path, method: Method, path: &str) -> anyhow::Result<Byte
     let stream = match UnixStream::connect(socket).await {
         Ok(stream) => stream,
         Err(why) if why.kind() == io::ErrorKind::PermissionDenied => {
-            return Err(why)
-                .with_context(|| format!("the sensor at {place} cannot be asked; only its own user may"));
+            return Err(why).with_context(|| {
+                format!("the sensor at {place} cannot be asked; only its own user may, so use sudo")
+            });
         }
         Err(why) => bail!(
             "no sensor runs here: {place}: {why}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"

@@ -161,7 +161,7 @@ fn five_questions_are_answered_whatever_goes_wrong() {
     assert_eq!(error["reason"], "kafka_degraded");
     let page = page(&place);
     for answer in [
-        "POLICIES  2 in force, 1 stale, 1 failed, 0 suspended".to_owned(),
+        "POLICIES  3 in force, 1 of them stale, 1 failed, 0 suspended".to_owned(),
         "failed  always-bad".to_owned(),
         "unknown field 'pahts'".to_owned(),
         "in force  good  medium  ".to_owned(),

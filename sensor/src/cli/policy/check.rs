@@ -12,7 +12,7 @@ use crate::{
 
 #[derive(Args)]
 #[command(after_help = "\
-Reads every *.yaml and *.yml below each DIR and runs the examples that the policies carry. Prints
+Reads every *.yaml and *.yml below each DIR and runs the examples that the policies carry. Prints \
 file:line:column, what is wrong and what to write instead; exit status 1 if any policy cannot be used.
 
 Examples:

@@ -16,7 +16,7 @@ use crate::{
 
 #[derive(Args)]
 #[command(after_help = "\
-Without PATH: every pattern of every policy, and where it is decided that an open is none of its business: in the
+Without PATH: every pattern of every policy, and where it is decided that an open is none of its business: in the \
 kernel, in the kernel and then in user space, or in user space only.
 
 Examples:

@@ -26,9 +26,9 @@ const PATHS_SHOWN: usize = 3;
 
 #[derive(Args)]
 #[command(after_help = "\
-Groups alerts by policy, program and image and prints an exception for each group, in the form of the configuration;
-the lists below `exceptions` can also go into the policies themselves. A program that does what it is told, such as a
-shell, gets no exception. One that others than root or the image can change may get one that never holds: whether it is
+Groups alerts by policy, program and image and prints an exception for each group, in the form of the configuration; \
+the lists below `exceptions` can also go into the policies themselves. A program that does what it is told, such as a \
+shell, gets no exception. One that others than root or the image can change may get one that never holds: whether it is \
 so is looked at once an exception names it.
 
 Examples:
