@@ -215,7 +215,7 @@ class Drill:
     def run(self):
         self.begin()
         self.well = self.status("one", "--all")
-        self.fires("PathwatchCertificateExpires", "two", "certificate", r"certificate +expires in [23]d")
+        self.fires("PathwatchCertificateExpires", "two", "certificate", r"Kafka certificate +expires in [23]d")
         # Where the kernel refuses fexit, there is no need to make the fault.
         if self.status("one")["sight"]["mode"] == "tracepoint":
             # This kernel is never well.
