@@ -35,17 +35,20 @@ release: ## the binary
 	echo 'building pathwatch (the first time takes about 3 minutes on two idle CPUs): $(RELEASE)' >&2
 	cargo build --locked --release -p sensor >&2
 
-# Below DESTDIR, if it is set; what is configured already stays.
-install: release ## the sensor as a service of this host: binary, unit, policies, man pages, completions
+# Below DESTDIR, if it is set; after `make release`. What is configured already stays.
+SHARE := $(DESTDIR)$(PREFIX)/share
+UNIT := $(DESTDIR)$(PREFIX)/lib/systemd/system/pathwatch.service
+install: ## after `make release`, the sensor as a service of this host: binary, unit, policies, man pages, completions
+	[ -x $(RELEASE) ] || { echo 'install: there is no $(RELEASE); make release, as yourself' >&2; exit 1; }
 	install -D -m 755 $(RELEASE) $(DESTDIR)$(PREFIX)/bin/pathwatch
-	install -d $(DESTDIR)/etc/pathwatch/policies $(DESTDIR)$(PREFIX)/share/man/man1
-	[ -e $(DESTDIR)/etc/pathwatch/pathwatch.yaml ] || install -m 600 docs/pathwatch.yaml $(DESTDIR)/etc/pathwatch/
-	[ -e $(DESTDIR)/etc/pathwatch/policies/library ] || cp -r policies $(DESTDIR)/etc/pathwatch/policies/library
-	install -D -m 644 sensor/pathwatch.service $(DESTDIR)/etc/systemd/system/pathwatch.service
-	sed -i 's|/usr/local|$(PREFIX)|' $(DESTDIR)/etc/systemd/system/pathwatch.service
-	$(RELEASE) man $(DESTDIR)$(PREFIX)/share/man/man1
-	install -d $(DESTDIR)$(PREFIX)/share/bash-completion/completions
-	$(RELEASE) completions bash >$(DESTDIR)$(PREFIX)/share/bash-completion/completions/pathwatch
+	mkdir -p $(DESTDIR)/etc/pathwatch/policies $(SHARE)/man/man1 $(SHARE)/bash-completion/completions $(SHARE)/pathwatch
+	sed 's|/usr/local|$(PREFIX)|' sensor/pathwatch.yaml >$(SHARE)/pathwatch/pathwatch.yaml
+	[ -e $(DESTDIR)/etc/pathwatch/pathwatch.yaml ] || install -m 600 $(SHARE)/pathwatch/pathwatch.yaml $(DESTDIR)/etc/pathwatch/
+	rm -rf $(SHARE)/pathwatch/policies && cp -r policies $(SHARE)/pathwatch/policies
+	install -D -m 644 sensor/pathwatch.service $(UNIT)
+	sed -i 's|/usr/local|$(PREFIX)|' $(UNIT)
+	$(RELEASE) man $(SHARE)/man/man1
+	$(RELEASE) completions bash >$(SHARE)/bash-completion/completions/pathwatch
 
 setup: ## everything that building and testing needs
 	GUEST_KERNELS="$(KERNELS)" e2e/setup.sh build lint guests kafka cluster containers node

@@ -6,7 +6,7 @@ set -euo pipefail
 unset MAKELEVEL MAKEFLAGS MFLAGS
 cd "$(dirname "$0")/.."
 work=$(mktemp -d); started=()
-finish() { for pid in "${started[@]}"; do kill "$pid" 2>/dev/null || true; done; rm -rf "$work"; }
+finish() { for pid in "${started[@]}"; do $sudo kill "$pid" 2>/dev/null || true; done; rm -rf "$work"; }
 trap finish EXIT
 passed=0
 ok() { passed=$((passed + 1)); echo "first-light: ok: $*"; }
@@ -57,25 +57,31 @@ until_true 20 bash -c "! kill -0 $terminal 2>/dev/null" || die "ctrl-c does not 
 grep -q totals "$work/terminal" || die "ctrl-c does not end it in order"
 ok "columns and colour on a terminal, and an end on ctrl-c"
 make install DESTDIR="$work/root" >"$work/install.log" 2>&1 || die "make install"
-local=$work/root/usr/local etc=$work/root/etc
+echo '# changed' >>"$work/root/etc/pathwatch/pathwatch.yaml"
+make install DESTDIR="$work/root" >"$work/install.log" 2>&1 || die "make install a second time"
+grep -q '# changed' "$work/root/etc/pathwatch/pathwatch.yaml" || die "make install takes what was configured away"
+local=$work/root/usr/local unit=$work/root/usr/local/lib/systemd/system/pathwatch.service
 man -l "$local/share/man/man1/pathwatch-run.1" >"$work/page" || die "no page for man(1)"
 grep -q -- '--policies' "$work/page" || die "a man page without its options"
 bash -c 'source "$1" && complete -p pathwatch' - "$local/share/bash-completion/completions/pathwatch" >/dev/null || die "no completions"
 # What systemd says of the unit is nothing, and of one with a mistake something.
-sed "s|=/usr/local|=$local|" "$etc/systemd/system/pathwatch.service" >"$work/pathwatch.service"
+sed "s|=/usr/local|=$local|" "$unit" >"$work/pathwatch.service"
 said() { systemd-analyze --man=no verify "$work/pathwatch.service" 2>&1; }
 [ -z "$(said)" ] || die "systemd says of the unit: $(said)"
 sed -i 's/^NoNewPrivileges/NoNewPrivilege/' "$work/pathwatch.service"
 [ -n "$(said)" ] || die "a mistake in the unit goes unnoticed"
 # What it starts works with its settings and policies, and with no right but those that it names.
+sed -i "s|/usr/local|$local|; s|/etc/|$work/root/etc/|" "$work/root/etc/pathwatch/pathwatch.yaml"
 read -ra words < <(sed -n 's/^ExecStart=//p' "$work/pathwatch.service")
 rights=$(sed -n 's/^CapabilityBoundingSet=//; T; s/CAP_/+/g; s/ /,/g; p' "$work/pathwatch.service" | tr A-Z a-z)
-$sudo env PATHWATCH__SHIP__STATE_DIR="$work/state" PATHWATCH__HTTP__SOCKET="$work/socket" \
-  setpriv --bounding-set "-all,$rights" --inh-caps "-all" --no-new-privs \
-  "${words[@]/#\/etc/$etc}" >"$work/service" 2>"$work/service.log" & service=$!; started+=("$service")
+own=(PATHWATCH__SHIP__STATE_DIR="$work/state" PATHWATCH__HTTP__SOCKET="$work/socket")
+$sudo env "${own[@]}" setpriv --bounding-set "-all,$rights" --inh-caps "-all" --no-new-privs \
+  "${words[@]/#\/etc/$work/root/etc}" >"$work/service" 2>"$work/service.log" & service=$!; started+=("$service")
 until_true 60 grep -q 'capture is attached' "$work/service.log" || die "what the unit starts does not start"
 shadow
 until_true 10 grep -q '"name":"cat"' "$work/service" || die "no alert of the service's"
-kill -TERM "$service"; wait "$service" || true
-ok "make install: binary, unit, policies, man page and completions; the unit's rights are enough"
+tested() { $sudo env "${own[@]}" "$local/bin/pathwatch" status --json | jq -e '[.self_test.cases[]? | .answer] | length > 0 and (map(select(. == "wrong" or . == "lost")) == [])'; }
+until_true 60 tested >/dev/null 2>&1 || die "the self-test of the service's says nothing, or something is wrong"
+$sudo kill -TERM "$service"; wait "$service" || true
+ok "make install: binary, unit, policies, man page and completions; the unit's capabilities are enough"
 echo "test result: ok. $passed passed; 0 failed"

@@ -97,7 +97,7 @@ step_lint() {
   cargo_tool cargo-deny $cargo_deny
 }
 
-step_e2e() { packages python3=python3-minimal script=bsdutils; }
+step_e2e() { packages python3=python3-minimal script=bsdutils jq=jq man=man-db systemd-analyze=systemd; }
 
 step_docs() { packages python3=python3-minimal jq=jq; }
 

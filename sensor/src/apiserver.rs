@@ -93,12 +93,7 @@ impl Source {
     /// Says what is the matter and what to do.
     pub fn tell(&self, notices: &Notices, what: &str, why: &watcher::Error) {
         let (reason, remedy) = match status(why) {
-            Some(403) => (
-                "api_refused",
-                format!(
-                    "allow the service account to list and watch {what}, and all else that the chart's role allows"
-                ),
-            ),
+            Some(403) => ("api_refused", format!("allow the service account to list and watch {what}")),
             Some(401) => ("api_refused", "check the service account's token".to_owned()),
             // It has forgotten what came after our last look; everything is told anew.
             Some(410) => return,

@@ -14,7 +14,7 @@ use super::{
 };
 use crate::doctor::{self, Case, Cell, Check, Report, Verdict};
 
-/// Wrong cases that a short answer names.
+/// Cases of a kind that a short answer names.
 const LISTED: usize = 3;
 
 #[derive(Args)]
@@ -23,7 +23,7 @@ Looks at what the sensor needs of this machine, then goes every way to reach a f
 directory of its own that it removes, and says how each was seen. Takes a few seconds and may be run beside a sensor \
 that is at work; where policies watch what it does, they raise their alerts.
 
-Exit status: 0 if opens are seen, and none wrongly; 77 if nothing is seen for want of a permission; 1 otherwise.
+Exit status: 0 if opens are seen, none wrongly, and none of the test's was lost; 77 if nothing is seen for want of a permission; 1 otherwise.
 
 Examples:
   sudo pathwatch doctor
@@ -65,7 +65,6 @@ pub(super) fn run(arguments: &Arguments) -> anyhow::Result<()> {
             out.write_all(page(&report, arguments.all).text().as_bytes())?;
         }
         out.flush()?;
-        drop(out);
         if report.is_well() {
             return Ok(());
         }
@@ -81,11 +80,13 @@ fn in_short(report: &Report) -> String {
     if let Some(why) = &report.failure {
         return format!("nothing is seen: {why}");
     }
-    let wrong = report.of(Cell::Wrong).map(|case| format!("{} ({})", case.name, case.why));
-    match wrong.take(LISTED).collect::<Vec<_>>() {
-        none if none.is_empty() => format!("no way to a file was seen right; {} events were lost", report.lost),
-        some => format!("{} wrong: {}", report.of(Cell::Wrong).count(), some.join(", ")),
-    }
+    let told = |answer, word: &str| {
+        let named = report.of(answer).map(|case| format!("{} ({})", case.name, case.why));
+        let named: Vec<String> = named.take(LISTED).collect();
+        (!named.is_empty()).then(|| format!("{} {word}: {}", report.of(answer).count(), named.join(", ")))
+    };
+    let parts: Vec<String> = told(Cell::Wrong, "wrong").into_iter().chain(told(Cell::Lost, "lost")).collect();
+    if parts.is_empty() { "no way to a file was seen right".to_owned() } else { parts.join("; ") }
 }
 
 fn page(report: &Report, all: bool) -> Page {
@@ -147,11 +148,11 @@ fn capture(report: &Report) -> Vec<Vec<Word>> {
             .filter(|missed| missed.1 > 0)
             .map(|(name, count, of)| line(DOUBTFUL, name, &format!("{count} {of}"))),
     );
-    if report.of(Cell::Lost).next().is_some() {
+    if report.lost > 0 && report.of(Cell::Lost).next().is_some() {
         rows.push(line(
             FAINT,
             "",
-            "→ this machine has opened more than could be read: try again when it has less to do",
+            "→ this machine has opened more than could be read: try again when it has less to do, or raise capture.ring",
         ));
     }
     rows

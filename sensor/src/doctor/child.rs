@@ -110,7 +110,7 @@ impl Default for Coverage {
 }
 
 impl Coverage {
-    /// The name of each case, with its number: 0 not tried or lost, 1 right, 2 marked as a path that may be another, 3 not seen, 4 wrong.
+    /// The name of each case, with its number: 0 not tried, 1 right, 2 marked as a path that may be another, 3 not seen, 4 wrong, 5 lost.
     pub fn each(&self) -> impl Iterator<Item = (&'static str, &Gauge)> {
         CASES.iter().map(|case| case.name).zip(&self.0)
     }
@@ -121,11 +121,12 @@ impl Coverage {
             gauge.set(match found.map(|case| case.answer) {
                 // Who sees nothing does not see this.
                 None if report.failure.is_some() => 3,
-                None | Some(Cell::NotTried | Cell::Lost) => 0,
+                None | Some(Cell::NotTried) => 0,
                 Some(Cell::Right) => 1,
                 Some(Cell::Marked) => 2,
                 Some(Cell::NotSeen) => 3,
                 Some(Cell::Wrong) => 4,
+                Some(Cell::Lost) => 5,
             });
         }
     }

@@ -82,17 +82,17 @@ fn is_doubt(status: PathStatus, mode: CaptureMode) -> bool {
 pub(super) struct Seen<'a> {
     pub mode: CaptureMode,
     pub events: &'a [Enriched],
-    /// How many events were lost meanwhile, of anybody.
-    pub lost: u64,
+    /// Whether events were lost meanwhile, of anybody.
+    pub lossy: bool,
 }
 
 /// What was seen of a case that process `pid` did. What system calls do not show is not seen, for the reason that the case
-/// has, unless they show some path of it. What is missing is nobody's fault where events were lost.
+/// has, unless they show some path of it. What is missing while events were lost may be one of those.
 pub(super) fn judge(case: &'static Case, base: &Path, pid: u32, seen: &Seen<'_>) -> Answer {
     let answer = |cell, why| Answer::without(case, cell, why);
-    let missing = |what: &str| match seen.lost {
-        0 => answer(Cell::Wrong, what.to_owned()),
-        lost => answer(Cell::Lost, format!("{what}, and {lost} events of this machine's were lost")),
+    let missing = |what: &str| match seen.lossy {
+        false => answer(Cell::Wrong, what.to_owned()),
+        true => answer(Cell::Lost, format!("{what}, while some of this machine's were lost")),
     };
     let Some(events) = between_marks(case, pid, seen.events) else {
         return missing("its beginning or its end was not seen");
@@ -275,10 +275,10 @@ mod tests {
         let begin = event("/@begin-open", false, "2026-01-01T00:00:01Z");
         let end = event("/@end-open", false, "2026-01-01T00:00:03Z");
         let right = event("/base/open/secret", true, "2026-01-01T00:00:02Z");
-        fn seen(mode: CaptureMode, lost: u64, events: &[Enriched]) -> Seen<'_> {
-            Seen { mode, events, lost }
+        fn seen(mode: CaptureMode, lossy: bool, events: &[Enriched]) -> Seen<'_> {
+            Seen { mode, events, lossy }
         }
-        let cell = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, 0, events)).cell;
+        let cell = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, false, events)).cell;
         assert_eq!(cell(&[begin.clone(), right.clone(), end.clone()]), Cell::Right);
         assert_eq!(cell(&[begin.clone(), end.clone()]), Cell::Wrong);
         assert_eq!(cell(&[begin.clone(), right.clone(), right.clone(), end.clone()]), Cell::Wrong);
@@ -297,7 +297,7 @@ mod tests {
             assert_eq!(cell(&[begin.clone(), bent, end.clone()]), Cell::Wrong);
         }
         // What is missing may have been lost; what is there and wrong is wrong all the same.
-        let lossy = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, 1, events)).cell;
+        let lossy = |events: &[Enriched]| judge(case, base, 7, &seen(CaptureMode::Fexit, true, events)).cell;
         assert_eq!(lossy(&[begin.clone(), end.clone()]), Cell::Lost);
         assert_eq!(lossy(&[begin.clone(), right.clone()]), Cell::Lost);
         assert_eq!(
@@ -311,7 +311,8 @@ mod tests {
         let hidden = CASES.iter().find(|case| case.name == "io-uring").unwrap();
         let [begin, end] =
             ["/@begin-io-uring", "/@end-io-uring"].map(|name| event(name, false, "2026-01-01T00:00:01Z"));
-        let traced = |events: &[Enriched]| judge(hidden, base, 7, &seen(CaptureMode::Tracepoint, 0, events)).cell;
+        let traced =
+            |events: &[Enriched]| judge(hidden, base, 7, &seen(CaptureMode::Tracepoint, false, events)).cell;
         assert_eq!(traced(&[begin.clone(), end.clone()]), Cell::NotSeen);
         assert_eq!(traced(&[begin.clone(), event("/base/other", true, "2026-01-01T00:00:01Z"), end]), Cell::Wrong);
         assert_eq!(traced(&[begin]), Cell::Wrong);

@@ -43,7 +43,7 @@ pub async fn serve_local(
         }
         Err(why) => {
             let told = format!(
-                "`pathwatch status` does not find this sensor: {why:#}; name another place in http.socket"
+                "`pathwatch status` does not find this sensor: {why:#}; or name another place in http.socket"
             );
             notices.add("http", "socket_unusable", 1, told);
             stop.cancelled().await;
@@ -64,7 +64,7 @@ async fn listen(socket: &Path) -> anyhow::Result<UnixListener> {
         Ok(found) if found.file_type().is_socket() => {
             ensure!(
                 UnixStream::connect(socket).await.is_err(),
-                "another sensor listens at {place}: stop one of them, or every alert comes twice"
+                "another sensor listens at {place}; stop it, since every alert may come twice"
             );
             fs::remove_file(socket).with_context(|| format!("cannot remove {place}"))?;
         }
@@ -135,7 +135,7 @@ async fn asked(socket: &Path, method: Method, path: &str) -> anyhow::Result<Byte
             });
         }
         Err(why) => bail!(
-            "no sensor runs here: {place}: {why}; in a cluster, ask in its pod: kubectl exec ds/pathwatch -- /pathwatch status"
+            "no sensor runs here: {place}: {why}; in a cluster, ask in its pod: kubectl exec -t ds/pathwatch -- /pathwatch status"
         ),
     };
     let request = Request::builder().method(method).uri(path).header("host", "sensor").body(Empty::<Bytes>::new());

@@ -215,7 +215,7 @@ impl Collector for Metrics {
                 })
             })?;
         }
-        let help = "How each way to a file was seen by the self-test: 0 not tried or lost, 1 right, 2 marked, 3 not seen, 4 wrong";
+        let help = "How each way to a file was seen by the self-test: 0 not tried, 1 right, 2 marked, 3 not seen, 4 wrong, 5 lost";
         describe("coverage", help, MetricType::Gauge, &|mut lines| {
             self.coverage.each().try_for_each(|(case, gauge)| {
                 let value = i64::try_from(gauge.get()).unwrap_or(i64::MAX);

@@ -5,13 +5,14 @@
 //! opened anew; the spool keeps what it could not write and tries again.
 use std::{
     fmt,
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     sync::{PoisonError, RwLock},
 };
 
 use anyhow::{Context as _, bail};
 use jiff::Timestamp;
-use redb::{Database, DatabaseError, Error, ReadableDatabase as _, TableDefinition};
+use redb::{Database, DatabaseError, Error, ReadableDatabase as _, StorageError, TableDefinition};
 
 use crate::notice::Notices;
 
@@ -182,5 +183,10 @@ pub(super) fn open_or_set_aside<T>(
 }
 
 fn opener(path: PathBuf) -> Opener {
-    Box::new(move || Database::builder().set_cache_size(CACHE_BYTES).create(&path))
+    Box::new(move || {
+        // What alerts say of processes is for nobody else on this host.
+        let mut options = std::fs::OpenOptions::new();
+        options.write(true).create(true).truncate(false).mode(0o600).open(&path).map_err(StorageError::Io)?;
+        Database::builder().set_cache_size(CACHE_BYTES).create(&path)
+    })
 }

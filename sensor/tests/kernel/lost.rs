@@ -60,9 +60,10 @@ impl Own {
             let notices = own.notices.take();
             let of_it = notices.iter().filter(|notice| notice.reason == reason);
             told.set(told.get() + of_it.map(|notice| notice.count).sum::<u64>());
-            told.get() >= counted(own)
+            let counted = counted(own);
+            assert!(told.get() <= counted, "{reason}: {} told of {counted}", told.get());
+            told.get() == counted
         });
-        assert_eq!(told.get(), counted(self), "{reason}");
     }
 
     fn end(mut self) {

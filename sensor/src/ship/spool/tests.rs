@@ -1,3 +1,5 @@
+use std::os::unix::fs::PermissionsExt as _;
+
 use super::*;
 
 fn open_in(dir: &Path) -> anyhow::Result<Spool> {
@@ -27,6 +29,8 @@ fn numbers_go_on_after_a_restart_and_acknowledged_records_are_gone() {
     let mut spool = open_in(dir.path()).unwrap();
     assert_eq!((numbers(&spool), spool.acknowledged(), spool.next(), spool.epoch()), (vec![3, 4], 2, 5, epoch));
     assert_eq!(spool.reader().read(4, 9).unwrap(), [(4, b"d".to_vec())]);
+    let mode = std::fs::metadata(dir.path().join("spool.redb")).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600, "what alerts say is for nobody else");
     spool.acknowledge(4);
     commit(&mut spool);
     drop(spool);
