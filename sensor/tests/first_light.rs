@@ -14,12 +14,14 @@ use std::{
     fs::{self, File},
     io::{Read as _, Write as _},
     net::{TcpListener, TcpStream},
+    path::Path,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use common::{pathwatch, root};
 use running::{PATIENCE, Sensor, total};
+use sensor::hierarchy::Hierarchy;
 
 #[test]
 fn cat_of_the_shadow_file_is_one_alert_within_a_second() {
@@ -42,6 +44,24 @@ fn cat_of_the_shadow_file_is_one_alert_within_a_second() {
     assert!(more.iter().all(|other| other["process"]["pid"] != alert["process"]["pid"]), "{more:#?}");
     assert_eq!((total(&log, "fired"), total(&log, "opens_lost")), (total(&log, "shipped"), 0));
     assert_eq!(total(&log, "captured"), total(&log, "matched") + total(&log, "unmatched"));
+}
+
+#[test]
+fn of_an_opener_whose_cgroup_is_not_to_be_had_the_alert_says_so() {
+    // A part of the hierarchy, in which this process is not.
+    let hierarchy = Hierarchy::find(Path::new("/sys/fs/cgroup")).unwrap();
+    let part = hierarchy.root.join(format!("pathwatch-test-{}", std::process::id()));
+    fs::create_dir(&part).unwrap();
+    let mut command = pathwatch();
+    let sensor = Sensor::start(command.arg("run").current_dir(root()).env("PATHWATCH__ENRICH__CGROUPS", &part));
+    drop(File::open("/etc/shadow").unwrap());
+    let own = |alert: &serde_json::Value| alert["process"]["pid"] == std::process::id();
+    let alert = std::iter::repeat_with(|| sensor.lines.recv_timeout(PATIENCE).unwrap()).find(own).unwrap();
+    assert_eq!(alert["pathwatch"]["missing"], serde_json::json!(["cgroup"]));
+    assert_eq!(alert["pathwatch"]["enrichment"], "partial");
+    let (_, log) = sensor.stop();
+    assert!(total(&log, "missing_cgroup") > 0, "{log}");
+    fs::remove_dir(&part).unwrap();
 }
 
 #[test]
