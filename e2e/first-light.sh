@@ -82,6 +82,6 @@ shadow
 until_true 10 grep -q '"name":"cat"' "$work/service" || die "no alert of the service's"
 tested() { $sudo env "${own[@]}" "$local/bin/pathwatch" status --json | jq -e '[.self_test.cases[]? | .answer] | length > 0 and (map(select(. == "wrong" or . == "lost")) == [])'; }
 until_true 60 tested >/dev/null 2>&1 || die "the self-test of the service's says nothing, or something is wrong"
-$sudo kill -TERM "$service"; wait "$service" || true
+$sudo kill -TERM "$service"; wait "$service" || die "the service does not end in order"
 ok "make install: binary, unit, policies, man page and completions; the unit's capabilities are enough"
 echo "test result: ok. $passed passed; 0 failed"

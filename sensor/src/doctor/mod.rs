@@ -163,21 +163,24 @@ async fn attempted(config: &Config) -> anyhow::Result<Observed<Vec<Answer>>> {
             break;
         }
         let again = attacked(config).await?;
-        all = Observed { done: best(all.done, again.done), ..again };
+        all = Observed { done: best(all.done, &again.done), ..again };
     }
     Ok(all)
 }
 
 /// The better of two answers to each case, and the first of two that are as good. What is wrong is no better for being lost another
 /// time.
-fn best(before: Vec<Answer>, again: Vec<Answer>) -> Vec<Answer> {
+fn best(before: Vec<Answer>, again: &[Answer]) -> Vec<Answer> {
     let worth = |answer: &Answer| match answer.cell {
         Cell::Right | Cell::Marked | Cell::NotSeen | Cell::NotTried => 2,
         Cell::Wrong => 1,
         Cell::Lost => 0,
     };
-    let better = |(before, again): (Answer, Answer)| if worth(&again) > worth(&before) { again } else { before };
-    before.into_iter().zip(again).map(better).collect()
+    let better = |before: Answer| {
+        let again = again.iter().find(|again| again.case.name == before.case.name);
+        again.filter(|again| worth(again) > worth(&before)).cloned().unwrap_or(before)
+    };
+    before.into_iter().map(better).collect()
 }
 
 /// What is said of a case.
@@ -290,7 +293,8 @@ mod tests {
         };
         let before = answers([Cell::Lost, Cell::Wrong, Cell::Wrong, Cell::Right, Cell::Lost]);
         let again = answers([Cell::Wrong, Cell::Lost, Cell::Marked, Cell::Lost, Cell::Lost]);
-        let kept: Vec<Cell> = best(before, again).iter().map(|answer| answer.cell).collect();
-        assert_eq!(kept, [Cell::Wrong, Cell::Wrong, Cell::Marked, Cell::Right, Cell::Lost]);
+        let kept: Vec<Cell> = best(before, &again[1..]).iter().map(|answer| answer.cell).collect();
+        // What the second has not tried stands as it was.
+        assert_eq!(kept, [Cell::Lost, Cell::Wrong, Cell::Marked, Cell::Right, Cell::Lost]);
     }
 }
